@@ -1,0 +1,16 @@
+module github.com/cbpump/cbpump
+
+go 1.26.0
+
+require (
+	github.com/couchbase/gomemcached v0.3.4
+	github.com/hashicorp/go-hclog v1.6.3
+	github.com/mitchellh/mapstructure v1.5.0
+)
+
+require (
+	github.com/fatih/color v1.13.0 // indirect
+	github.com/mattn/go-colorable v0.1.12 // indirect
+	github.com/mattn/go-isatty v0.0.14 // indirect
+	golang.org/x/sys v0.49.0 // indirect
+)

@@ -1,0 +1,380 @@
+package pump
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// Role tells the two ends of a pump apart.
+type Role uint8
+
+// The two roles.
+const (
+	RoleSource Role = iota
+	RoleSink
+)
+
+func (r Role) String() string {
+	if r == RoleSink {
+		return "sink"
+	}
+	return "source"
+}
+
+// Env is what a frontend hands to every plugin beside its options: what the
+// common flags say.
+type Env struct {
+	Bucket   string // "default" if the user said nothing
+	Username string
+	Password string // a secret: never printed
+	// VBuckets restricts a source to these; nil means all. Sorted, no repeats.
+	VBuckets []uint16
+	// SingleNode restricts a cluster to the one node that the spec names.
+	SingleNode bool
+	// Threads is the parallelism that the user asked for; 0 leaves it open.
+	Threads int
+	Log     hclog.Logger // never nil once a plugin sees it
+}
+
+// Target is a spec taken apart: what a plugin's New is asked to open.
+type Target struct {
+	Env
+	Role   Role
+	Scheme string // in lower case; "file" for a bare path
+	Rest   string // what follows "scheme:", without the options and without user info
+}
+
+// Name returns the target for messages: no user info, no options (invariant 9).
+func (t *Target) Name() string {
+	if t.Scheme == "file" {
+		return t.Rest
+	}
+	return t.Scheme + ":" + t.Rest
+}
+
+// Host returns host and port of a target of the form //host[:port][/…].
+func (t *Target) Host() string {
+	rest := strings.TrimPrefix(t.Rest, "//")
+	if i := strings.IndexByte(rest, '/'); i >= 0 {
+		rest = rest[:i]
+	}
+	return rest
+}
+
+// SourcePlugin declares a kind of source. O is the struct that declares its options.
+type SourcePlugin[O any] struct {
+	Schemes    []string // URL schemes, in lower case
+	Extensions []string // bare paths that end so belong to this plugin: ".csv"
+	Summary    string   // one line
+	Doc        string   // paragraphs for the documentation, may be empty
+	New        func(ctx context.Context, t Target, options O) (Source, error)
+}
+
+// SinkPlugin declares a kind of sink.
+type SinkPlugin[O any] struct {
+	Schemes    []string
+	Extensions []string
+	Summary    string
+	Doc        string
+	New        func(ctx context.Context, t Target, options O) (Sink, error)
+}
+
+// Plugin describes a registered source or sink.
+type Plugin struct {
+	Role       Role
+	Schemes    []string
+	Extensions []string
+	Summary    string
+	Doc        string
+	Options    []Option
+
+	newSource func(context.Context, Target, map[string]string) (Source, error)
+	newSink   func(context.Context, Target, map[string]string) (Sink, error)
+}
+
+// Registry resolves specs to sources and sinks by URL scheme. It is a value:
+// each frontend registers what it wants.
+type Registry struct {
+	plugins [2][]*Plugin
+}
+
+// RegisterSource adds a kind of source. It fails if a scheme is taken or an
+// option cannot be declared so.
+func RegisterSource[O any](r *Registry, p SourcePlugin[O]) error {
+	return register[O](r, &Plugin{
+		Role: RoleSource, Schemes: p.Schemes, Extensions: p.Extensions, Summary: p.Summary, Doc: p.Doc,
+		newSource: func(ctx context.Context, t Target, values map[string]string) (Source, error) {
+			var o O
+			if err := DecodeOptions("source "+t.Scheme, values, &o); err != nil {
+				return nil, err
+			}
+			return p.New(ctx, t, o)
+		},
+	})
+}
+
+// RegisterSink adds a kind of sink, as RegisterSource does.
+func RegisterSink[O any](r *Registry, p SinkPlugin[O]) error {
+	return register[O](r, &Plugin{
+		Role: RoleSink, Schemes: p.Schemes, Extensions: p.Extensions, Summary: p.Summary, Doc: p.Doc,
+		newSink: func(ctx context.Context, t Target, values map[string]string) (Sink, error) {
+			var o O
+			if err := DecodeOptions("sink "+t.Scheme, values, &o); err != nil {
+				return nil, err
+			}
+			return p.New(ctx, t, o)
+		},
+	})
+}
+
+func register[O any](r *Registry, p *Plugin) error {
+	if len(p.Schemes) == 0 {
+		return fmt.Errorf("register a %s: it has no scheme", p.Role)
+	}
+	for _, s := range p.Schemes {
+		if r.find(p.Role, s) != nil {
+			return fmt.Errorf("register %s %q: the scheme is taken", p.Role, s)
+		}
+	}
+	var o O
+	opts, err := DescribeOptions(&o)
+	if err != nil {
+		return fmt.Errorf("register %s %q: %w", p.Role, p.Schemes[0], err)
+	}
+	p.Options = opts
+	r.plugins[p.Role] = append(r.plugins[p.Role], p)
+	return nil
+}
+
+// Plugins lists what is registered for a role, in the order of registration.
+func (r *Registry) Plugins(role Role) []*Plugin { return r.plugins[role] }
+
+// Schemes lists the schemes of a role in alphabetical order.
+func (r *Registry) Schemes(role Role) []string {
+	var out []string
+	for _, p := range r.plugins[role] {
+		out = append(out, p.Schemes...)
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (r *Registry) find(role Role, scheme string) *Plugin {
+	for _, p := range r.plugins[role] {
+		if slices.Contains(p.Schemes, scheme) {
+			return p
+		}
+	}
+	return nil
+}
+
+// Resolved is a spec with the plugin that answers for it and its options, not
+// yet opened.
+type Resolved struct {
+	Target Target
+	Plugin *Plugin
+	values map[string]string
+}
+
+// Resolve takes a spec apart and finds its plugin. Credentials in the spec's
+// user info take the place of those in env.
+func (r *Registry) Resolve(role Role, spec string, env Env) (*Resolved, error) {
+	scheme, rest, path := splitSpec(spec)
+	var p *Plugin
+	switch {
+	case !path:
+		p = r.find(role, scheme)
+	case strings.HasPrefix(scheme, "."):
+		for _, q := range r.plugins[role] {
+			if slices.Contains(q.Extensions, scheme) {
+				p = q
+			}
+		}
+		scheme = "file"
+		if p == nil {
+			p = r.find(role, scheme)
+		}
+	default:
+		scheme, p = "file", r.find(role, "file")
+	}
+	if p == nil {
+		names := r.Schemes(role)
+		if path {
+			return nil, Usagef("%q is a file or folder, and this build has no %s for files; it has %s; cluster addresses begin with http://",
+				RedactSpec(spec), role, strings.Join(names, ", "))
+		}
+		return nil, Usagef("unknown %s scheme %q; this build has %s%s", role, scheme, strings.Join(names, ", "), didYouMean(scheme, names))
+	}
+	values := map[string]string{}
+	if !path {
+		var query string
+		rest, query, _ = strings.Cut(rest, "?")
+		q, err := url.ParseQuery(query)
+		if err != nil {
+			return nil, Usagef("the options behind ? in the %s are not of the form name=value&name=value", role)
+		}
+		for name, v := range q {
+			values[name] = v[len(v)-1]
+		}
+		if strings.HasPrefix(rest, "//") {
+			authority, tail, _ := strings.Cut(rest[2:], "/")
+			if at := strings.LastIndexByte(authority, '@'); at >= 0 {
+				user, pass, _ := strings.Cut(authority[:at], ":")
+				if env.Username, err = url.PathUnescape(user); err != nil {
+					return nil, Usagef("the user name in the %s is not URL-escaped", role)
+				}
+				if env.Password, err = url.PathUnescape(pass); err != nil {
+					return nil, Usagef("the password in the %s is not URL-escaped", role)
+				}
+				rest = "//" + authority[at+1:]
+				if tail != "" {
+					rest += "/" + tail
+				}
+			}
+		}
+	}
+	if env.Bucket == "" {
+		env.Bucket = "default"
+	}
+	if env.Log == nil {
+		env.Log = hclog.NewNullLogger()
+	}
+	return &Resolved{
+		Target: Target{Env: env, Role: role, Scheme: scheme, Rest: rest},
+		Plugin: p, values: values,
+	}, nil
+}
+
+// splitSpec finds the scheme of a spec. For a bare path it returns the file's
+// extension (with its dot) or "" instead.
+func splitSpec(spec string) (scheme, rest string, path bool) {
+	if spec == "-" {
+		return "-", "", false
+	}
+	i := strings.IndexByte(spec, ':')
+	if i < 2 { // one letter is a drive, none is no scheme
+		return filepath.Ext(spec), spec, true
+	}
+	for j, c := range spec[:i] {
+		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
+		if !letter && (j == 0 || !(c >= '0' && c <= '9' || c == '+' || c == '-' || c == '.')) {
+			return filepath.Ext(spec), spec, true
+		}
+	}
+	return strings.ToLower(spec[:i]), spec[i+1:], false
+}
+
+// RedactSpec returns a spec without user info and without the values of its
+// options, for messages (invariant 9).
+func RedactSpec(spec string) string {
+	spec, query, hasQuery := strings.Cut(spec, "?")
+	if i := strings.Index(spec, "//"); i >= 0 {
+		authority, tail := spec[i+2:], ""
+		if j := strings.IndexByte(authority, '/'); j >= 0 {
+			authority, tail = authority[:j], authority[j:]
+		}
+		if at := strings.LastIndexByte(authority, '@'); at >= 0 {
+			spec = spec[:i+2] + authority[at+1:] + tail
+		}
+	}
+	if !hasQuery {
+		return spec
+	}
+	var names []string
+	for _, kv := range strings.Split(query, "&") {
+		name, _, _ := strings.Cut(kv, "=")
+		names = append(names, name+"=…")
+	}
+	return spec + "?" + strings.Join(names, "&")
+}
+
+// Source opens the source that a spec names.
+func (r *Registry) Source(ctx context.Context, spec string, env Env) (Source, error) {
+	res, err := r.Resolve(RoleSource, spec, env)
+	if err != nil {
+		return nil, err
+	}
+	return res.OpenSource(ctx)
+}
+
+// Sink opens the sink that a spec names.
+func (r *Registry) Sink(ctx context.Context, spec string, env Env) (Sink, error) {
+	res, err := r.Resolve(RoleSink, spec, env)
+	if err != nil {
+		return nil, err
+	}
+	return res.OpenSink(ctx)
+}
+
+// Set sets an option; it takes the place of one in the spec.
+func (v *Resolved) Set(name, value string) { v.values[name] = value }
+
+// OpenSource calls the plugin's New.
+func (v *Resolved) OpenSource(ctx context.Context) (Source, error) {
+	if v.Plugin.newSource == nil {
+		return nil, errors.New("a sink was asked to be a source")
+	}
+	return v.Plugin.newSource(ctx, v.Target, maps.Clone(v.values))
+}
+
+// OpenSink calls the plugin's New.
+func (v *Resolved) OpenSink(ctx context.Context) (Sink, error) {
+	if v.Plugin.newSink == nil {
+		return nil, errors.New("a source was asked to be a sink")
+	}
+	return v.Plugin.newSink(ctx, v.Target, maps.Clone(v.values))
+}
+
+func (v *Resolved) has(name string) bool {
+	return slices.ContainsFunc(v.Plugin.Options, func(o Option) bool { return o.Name == name })
+}
+
+// AssignOptions gives each -x name=value to the engine, the source or the sink,
+// whichever declares it. A name that both source and sink have is written
+// source.name or sink.name.
+func AssignOptions(values map[string]string, source, sink *Resolved, settings *Settings) error {
+	engine, err := DescribeOptions(settings)
+	if err != nil {
+		return err
+	}
+	own := map[string]string{}
+	for _, full := range slices.Sorted(maps.Keys(values)) {
+		value := values[full]
+		side, name, dotted := strings.Cut(full, ".")
+		if dotted && (side == "source" || side == "sink") {
+			to := source
+			if side == "sink" {
+				to = sink
+			}
+			if !to.has(name) {
+				return unknownOption(side+" "+to.Target.Scheme, name, to.Plugin.Options)
+			}
+			to.Set(name, value)
+			continue
+		}
+		inEngine := slices.ContainsFunc(engine, func(o Option) bool { return o.Name == full })
+		switch {
+		case source.has(full) && sink.has(full):
+			return Usagef("-x %s: both source %s and sink %s have that option; write source.%s or sink.%s",
+				full, source.Target.Scheme, sink.Target.Scheme, full, full)
+		case source.has(full):
+			source.Set(full, value)
+		case sink.has(full):
+			sink.Set(full, value)
+		case inEngine:
+			own[full] = value
+		default:
+			all := slices.Concat(engine, source.Plugin.Options, sink.Plugin.Options)
+			return unknownOption(fmt.Sprintf("-x (engine, source %s, sink %s)", source.Target.Scheme, sink.Target.Scheme), full, all)
+		}
+	}
+	return DecodeOptions("engine", own, settings)
+}

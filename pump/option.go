@@ -217,11 +217,11 @@ func unknownOption(owner, name string, opts []Option) error {
 		names[i] = o.Name
 	}
 	slices.Sort(names)
-	return Usagef("%s has no option %q%s; it has %s", owner, name, didYouMean(name, names), strings.Join(names, ", "))
+	return Usagef("%s has no option %q%s; it has %s", owner, name, DidYouMean(name, names), strings.Join(names, ", "))
 }
 
-// didYouMean returns `; did you mean "x"?` for the nearest of names, if one is near.
-func didYouMean(name string, names []string) string {
+// DidYouMean returns `; did you mean "x"?` for the nearest of names, or "" if none is near.
+func DidYouMean(name string, names []string) string {
 	best, dist := "", 1+max(1, len(name)/3)
 	for _, n := range names {
 		if d := editDistance(name, n); d < dist {

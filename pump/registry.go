@@ -211,7 +211,7 @@ func (r *Registry) Resolve(role Role, spec string, env Env) (*Resolved, error) {
 			return nil, Usagef("%q is a file or folder, and this build has no %s for files; it has %s; cluster addresses begin with http://",
 				RedactSpec(spec), role, strings.Join(names, ", "))
 		}
-		return nil, Usagef("unknown %s scheme %q; this build has %s%s", role, scheme, strings.Join(names, ", "), didYouMean(scheme, names))
+		return nil, Usagef("unknown %s scheme %q; this build has %s%s", role, scheme, strings.Join(names, ", "), DidYouMean(scheme, names))
 	}
 	values := map[string]string{}
 	if !path {

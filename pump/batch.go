@@ -19,6 +19,7 @@ type Batch struct {
 	causes   map[int]error
 	arena    []byte
 	used     int
+	beyond   int // bytes that Alloc gave beside the arena
 }
 
 // Mark is a position of a stream from which it can go on, and the proof that a
@@ -42,7 +43,7 @@ func NewBatch(size int) *Batch { return &Batch{arena: make([]byte, size)} }
 
 // Reset forgets items, marks and verdicts and makes the arena free again.
 func (b *Batch) Reset() {
-	b.Items, b.Marks, b.used = b.Items[:0], b.Marks[:0], 0
+	b.Items, b.Marks, b.used, b.beyond = b.Items[:0], b.Marks[:0], 0, 0
 	b.verdicts = b.verdicts[:0]
 	clear(b.causes)
 }
@@ -71,6 +72,7 @@ func (b *Batch) Free() int { return len(b.arena) - b.used }
 // Free and return the batch before that happens for ordinary items.
 func (b *Batch) Alloc(n int) []byte {
 	if n > b.Free() {
+		b.beyond += n
 		return make([]byte, n)
 	}
 	p := b.arena[b.used : b.used+n : b.used+n]

@@ -95,7 +95,8 @@ type (
 		Route(it *Item) int
 	}
 	// Acknowledger is told which marks of a stream are confirmed, in order
-	// (invariant 3). Streams may implement it.
+	// (invariant 3). Streams may implement it. The call comes from another
+	// goroutine than Read's, also while Read is blocked; one at a time.
 	Acknowledger interface {
 		Acknowledge(ctx context.Context, confirmed []Mark) error
 	}

@@ -7,10 +7,11 @@ type Settings struct {
 	Memory         Size          `opt:"memory" default:"32m" help:"bytes of items in flight between source and sink; one larger item may go beyond it"`
 	BatchBytes     Size          `opt:"batch-bytes" default:"256k" help:"arena of one batch"`
 	LaneItems      int           `opt:"lane-items" default:"32768" help:"most items that a lane writes at once"`
-	LaneBytes      Size          `opt:"lane-bytes" default:"8m" help:"most bytes that a lane writes at once"`
+	LaneBytes      Size          `opt:"lane-bytes" default:"0" help:"most bytes that a lane writes at once; 0 shares half of memory between the lanes"`
 	RetryTime      time.Duration `opt:"retry-time" default:"60s" help:"how long one item is sent again and again before the run fails"`
 	RetryMin       time.Duration `opt:"retry-min" default:"5ms" help:"first pause before items are sent again; it doubles each time"`
 	RetryMax       time.Duration `opt:"retry-max" default:"1s" help:"longest pause before items are sent again"`
+	StreamLimit    int           `opt:"stream-limit" default:"64" help:"most source streams read at once"`
 	StreamAttempts int           `opt:"stream-attempts" default:"5" help:"how often a broken source stream is opened without getting further before it counts as failed"`
 	DrainTime      time.Duration `opt:"drain-time" default:"30s" help:"how long a stopped run may take to finish what it has read"`
 }

@@ -1,0 +1,115 @@
+package pump
+
+import (
+	"context"
+	"sync"
+	"unsafe"
+)
+
+// budget bounds the bytes of all batches in flight (invariant 7). A batch is
+// charged its arena before it is read into, and what it turned out to hold
+// beyond that before it is routed.
+type budget struct {
+	mu     sync.Mutex
+	freed  *sync.Cond
+	limit  int64
+	used   int64
+	routed int // batches that the lanes have: they come back by themselves
+	idle   []*parcel
+}
+
+// parcel is a batch of a source on its way: the engine's side of it.
+type parcel struct {
+	batch  *Batch
+	stream *streamRun
+	seq    uint64 // position in its stream
+	open   int32  // lanes that still have items of it, and the router; atomic
+	cost   int64  // bytes charged
+}
+
+// itemCost is what one item costs beside its bytes: its header in the source's
+// batch and its copy in a lane's queue.
+const itemCost = 2 * int64(unsafe.Sizeof(Item{}))
+
+func newBudget(limit int64) *budget {
+	b := &budget{limit: limit}
+	b.freed = sync.NewCond(&b.mu)
+	return b
+}
+
+// take waits until a batch with an arena of size bytes may be filled.
+func (b *budget) take(ctx context.Context, size int) (*parcel, error) {
+	if err := b.wait(ctx, int64(size), func() bool { return b.used == 0 }); err != nil {
+		return nil, err
+	}
+	defer b.mu.Unlock()
+	if n := len(b.idle); n > 0 {
+		p := b.idle[n-1]
+		b.idle = b.idle[:n-1]
+		p.cost = int64(size)
+		return p, nil
+	}
+	return &parcel{batch: NewBatch(size), cost: int64(size)}, nil
+}
+
+// charge waits until what a filled batch holds beyond its first charge fits.
+// One batch is always let through when no other will come back by itself, so
+// that an item larger than the whole budget can pass.
+func (b *budget) charge(ctx context.Context, p *parcel) error {
+	have := int64(len(p.batch.arena)+p.batch.beyond) + itemCost*int64(len(p.batch.Items))
+	more := max(0, have-p.cost)
+	if err := b.wait(ctx, more, func() bool { return b.routed == 0 }); err != nil {
+		return err
+	}
+	p.cost += more
+	b.routed++
+	b.mu.Unlock()
+	return nil
+}
+
+// wait returns with the lock held and n bytes charged, or with an error and
+// the lock free.
+func (b *budget) wait(ctx context.Context, n int64, letThrough func() bool) error {
+	b.mu.Lock()
+	if n > 0 && b.used+n > b.limit && !letThrough() {
+		stop := context.AfterFunc(ctx, func() {
+			b.mu.Lock()
+			defer b.mu.Unlock()
+			b.freed.Broadcast()
+		})
+		defer stop()
+		for b.used+n > b.limit && !letThrough() && ctx.Err() == nil {
+			b.freed.Wait()
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		b.mu.Unlock()
+		return context.Cause(ctx)
+	}
+	b.used += n
+	return nil
+}
+
+// give takes a batch back. routed says that charge had let it through.
+func (b *budget) give(p *parcel, size int, routed, scribble bool) {
+	if scribble {
+		for i := range p.batch.arena {
+			p.batch.arena[i] = 0xdb
+		}
+	}
+	keep := len(p.batch.arena) == size
+	if keep {
+		p.batch.Reset()
+		p.stream = nil
+	}
+	b.mu.Lock()
+	b.used -= p.cost
+	if routed {
+		b.routed--
+	}
+	if keep { // one that grew for a large item goes, so that memory comes back
+		b.idle = append(b.idle, p)
+	}
+	b.freed.Broadcast()
+	b.mu.Unlock()
+}

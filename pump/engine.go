@@ -1,0 +1,574 @@
+package pump
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+)
+
+// Config is one run of the pump.
+type Config struct {
+	Source   Source   // Run closes it
+	Sink     Sink     // Run closes it
+	Settings Settings // DefaultSettings, or from AssignOptions
+	Threads  int      // lanes that the user asked for; 0 leaves it to the sink
+
+	// Filter leaves an item out when it returns false. It is called concurrently.
+	Filter func(*Item) bool
+	Log    hclog.Logger // nil: nothing is logged
+
+	// Stop, when closed, ends the reading; what was read is still finished
+	// (within Settings.DrainTime) and Run returns an error of ClassInterrupted.
+	Stop <-chan struct{}
+	// KeepGoing lets other streams go on when one has failed. The run ends with
+	// that stream's error all the same.
+	KeepGoing bool
+
+	// OnVerdict sees every item that ends Skipped or Rejected. It is called
+	// concurrently and must not keep the item's bytes.
+	OnVerdict func(it *Item, v Verdict, why error)
+	// OnMarks sees the marks of a stream once all items before them have a final
+	// verdict, in order; one call at a time per stream.
+	OnMarks func(stream string, marks []Mark)
+
+	Progress      func(Snapshot) // called every ProgressEvery and once at the end
+	ProgressEvery time.Duration  // 0: one second
+
+	// Scribble overwrites every arena that is given back, to show that nobody
+	// kept an item's bytes. For tests.
+	Scribble bool
+}
+
+// Run moves every item of the source to the sink. The report is never nil and
+// says what is known to have happened, whatever the error. The error is nil only
+// when every stream was proven complete (invariant 4) and every item is Done;
+// see Class for the others.
+//
+// Cancelling ctx stops at once and leaves items unfinished; closing Stop drains.
+func Run(ctx context.Context, cfg Config) (*Report, error) {
+	if cfg.Log == nil {
+		cfg.Log = hclog.NewNullLogger()
+	}
+	if cfg.ProgressEvery <= 0 {
+		cfg.ProgressEvery = time.Second
+	}
+	e := &engine{cfg: cfg, seed: maphash.MakeSeed(), began: time.Now()}
+	err := e.run(ctx)
+	report := &Report{Snapshot: e.snapshot()}
+	e.ledger.fill(report)
+	for _, s := range e.streams {
+		report.StreamReports = append(report.StreamReports, StreamReport{ID: s.id, Err: s.err})
+	}
+	if err == nil {
+		err = report.verdictError()
+	}
+	return report, err
+}
+
+type engine struct {
+	cfg     Config
+	seed    maphash.Seed
+	began   time.Time
+	lanes   []*laneRun
+	streams []*streamRun
+	router  Router
+	budget  *budget
+	arena   int // bytes of a batch's arena
+	ledger  ledger
+
+	estimate                                       Estimate
+	read, done, skipped, rejected, filtered        atomic.Uint64
+	retried, bytesRead, bytesDone, ended, reopened atomic.Uint64
+
+	stopLanes context.CancelCauseFunc // ends everything at once
+	stopRead  context.CancelCauseFunc // ends the reading only
+}
+
+// errStopped is why reading ended when the user asked for it.
+var errStopped = &Error{Class: ClassInterrupted, Code: "interrupted", Err: errors.New("stopped before the end; what had been read was finished")}
+
+func (e *engine) run(ctx context.Context) (err error) {
+	defer func() {
+		if cerr := e.cfg.Source.Close(); cerr != nil && err == nil {
+			err = fmt.Errorf("close the source: %w", cerr)
+		}
+		if cerr := e.cfg.Sink.Close(); cerr != nil && err == nil {
+			err = fmt.Errorf("close the destination: %w", cerr)
+		}
+	}()
+	if err := Check(ctx, e.cfg.Source, e.cfg.Sink); err != nil {
+		return err
+	}
+	streams, err := e.cfg.Source.Streams(ctx)
+	if err != nil {
+		return err
+	}
+	if e.cfg.Progress != nil {
+		if est, ok := As[Estimator](e.cfg.Source); ok {
+			if e.estimate, err = est.Estimate(ctx); err != nil {
+				e.cfg.Log.Debug("the source gives no estimate", "reason", err)
+			}
+		}
+	}
+	lanes, err := e.cfg.Sink.Lanes(ctx, e.cfg.Threads)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		for _, l := range lanes {
+			if cerr := l.Close(); cerr != nil && err == nil {
+				err = fmt.Errorf("close a connection of the destination: %w", cerr)
+			}
+		}
+	}()
+	if len(lanes) == 0 {
+		return &Error{Code: "no-lanes", Err: errors.New("the sink gave no lane to write to")}
+	}
+	e.router, _ = As[Router](e.cfg.Sink)
+	e.layOut(streams, lanes)
+
+	laneCtx, stopLanes := context.WithCancelCause(ctx)
+	readCtx, stopRead := context.WithCancelCause(laneCtx)
+	e.stopLanes, e.stopRead = stopLanes, stopRead
+	defer stopLanes(nil)
+	defer stopRead(nil)
+
+	finished := make(chan struct{})
+	var helpers sync.WaitGroup
+	helpers.Go(func() { e.watchStop(finished) })
+	if e.cfg.Progress != nil {
+		helpers.Go(func() { e.showProgress(finished) })
+	}
+
+	var writing sync.WaitGroup
+	for _, l := range e.lanes {
+		writing.Go(func() {
+			if err := l.run(laneCtx); err != nil {
+				stopLanes(err)
+			}
+		})
+	}
+	e.readAll(readCtx)
+	for _, l := range e.lanes {
+		l.close()
+	}
+	writing.Wait()
+	close(finished)
+	helpers.Wait()
+	return e.outcome(ctx, laneCtx, readCtx)
+}
+
+// layOut sizes arenas and lanes so that the streams have at least two batches
+// each within the memory that was granted.
+func (e *engine) layOut(streams []Stream, lanes []Lane) {
+	s := &e.cfg.Settings
+	if s.Memory <= 0 || s.BatchBytes <= 0 || s.LaneItems <= 0 {
+		d := DefaultSettings()
+		if s.Memory <= 0 {
+			s.Memory = d.Memory
+		}
+		if s.BatchBytes <= 0 {
+			s.BatchBytes = d.BatchBytes
+		}
+		if s.LaneItems <= 0 {
+			s.LaneItems = d.LaneItems
+		}
+	}
+	if s.StreamLimit <= 0 {
+		s.StreamLimit = max(1, len(streams))
+	}
+	reading := min(max(1, len(streams)), s.StreamLimit)
+	const leastArena = 16 << 10
+	e.arena = int(min(int64(s.BatchBytes), max(leastArena, int64(s.Memory)/int64(4*reading))))
+	e.budget = newBudget(int64(s.Memory))
+	laneBytes := int64(s.LaneBytes)
+	if laneBytes <= 0 {
+		laneBytes = max(1, int64(s.Memory)/int64(2*len(lanes)))
+	}
+	for _, l := range lanes {
+		e.lanes = append(e.lanes, &laneRun{e: e, lane: l, wake: make(chan struct{}, 1), maxBytes: laneBytes})
+	}
+	for _, st := range streams {
+		e.streams = append(e.streams, &streamRun{e: e, stream: st, id: st.ID(), perLane: make([][]int32, len(lanes))})
+	}
+}
+
+// watchStop turns a closed Stop into an end of reading, and into an end of
+// everything when draining takes too long.
+func (e *engine) watchStop(finished <-chan struct{}) {
+	select {
+	case <-finished:
+		return
+	case <-e.cfg.Stop: // a nil channel never fires
+	}
+	e.stopRead(errStopped)
+	limit := e.cfg.Settings.DrainTime
+	if limit <= 0 {
+		limit = DefaultSettings().DrainTime
+	}
+	t := time.NewTimer(limit)
+	defer t.Stop()
+	select {
+	case <-finished:
+	case <-t.C:
+		e.stopLanes(&Error{Class: ClassInterrupted, Code: "drain-time",
+			Err:  fmt.Errorf("stopped; items that had been read could not be finished within %s", limit),
+			Hint: "The unfinished items are not counted as done. Run the same command again."})
+	}
+}
+
+func (e *engine) showProgress(finished <-chan struct{}) {
+	t := time.NewTicker(e.cfg.ProgressEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-finished:
+			e.cfg.Progress(e.snapshot())
+			return
+		case <-t.C:
+			e.cfg.Progress(e.snapshot())
+		}
+	}
+}
+
+func (e *engine) snapshot() Snapshot {
+	// Verdicts are loaded before what was read, so that a snapshot taken in
+	// mid-run never shows more verdicts than items.
+	s := Snapshot{
+		Elapsed: time.Since(e.began),
+		Done:    e.done.Load(), Skipped: e.skipped.Load(), Rejected: e.rejected.Load(), BytesDone: e.bytesDone.Load(),
+		Retried: e.retried.Load(), StreamsDone: int(e.ended.Load()), Reopened: e.reopened.Load(),
+		Streams: len(e.streams), Estimate: e.estimate,
+	}
+	s.Read, s.BytesRead, s.Filtered = e.read.Load(), e.bytesRead.Load(), e.filtered.Load()
+	return s
+}
+
+// readAll reads the streams, StreamLimit at a time, until all have ended.
+func (e *engine) readAll(ctx context.Context) {
+	var reading sync.WaitGroup
+	slots := make(chan struct{}, e.cfg.Settings.StreamLimit)
+	for _, s := range e.streams {
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			s.err = context.Cause(ctx)
+			continue
+		}
+		reading.Go(func() {
+			defer func() { <-slots }()
+			s.err = s.run(ctx)
+			if s.err == nil {
+				e.ended.Add(1)
+				return
+			}
+			if !e.cfg.KeepGoing {
+				e.stopRead(s.err)
+			}
+		})
+	}
+	reading.Wait()
+}
+
+// outcome picks the error that explains the end: what stopped the lanes, then
+// what stopped the reading, then the streams' own.
+func (e *engine) outcome(ctx, laneCtx, readCtx context.Context) error {
+	if ctx.Err() != nil {
+		return &Error{Class: ClassInterrupted, Code: "cancelled", Err: errors.New("stopped at once; items that had been read may be unfinished"),
+			Hint: "Items that are not counted as done are not known to be at the destination. Run the same command again."}
+	}
+	if laneCtx.Err() != nil {
+		return context.Cause(laneCtx)
+	}
+	var failed []error
+	for _, s := range e.streams {
+		if s.err != nil && !errors.Is(s.err, errStopped) {
+			failed = append(failed, s.err)
+		}
+	}
+	if readCtx.Err() != nil {
+		cause := context.Cause(readCtx)
+		if !errors.Is(cause, errStopped) {
+			return cause
+		}
+		if e.allComplete() {
+			return nil // the signal came when everything had been read
+		}
+		if len(failed) > 0 {
+			return errors.Join(append([]error{cause}, failed...)...)
+		}
+		return cause
+	}
+	return errors.Join(failed...)
+}
+
+func (e *engine) allComplete() bool {
+	for _, s := range e.streams {
+		if s.err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+// Check asks source and sink whether they can be used, without changing
+// anything. Either may be nil.
+func Check(ctx context.Context, source Source, sink Sink) error {
+	var errs [2]error
+	var wg sync.WaitGroup
+	for i, v := range []any{source, sink} {
+		if c, ok := As[Checker](v); ok {
+			wg.Go(func() { errs[i] = c.Check(ctx) })
+		}
+	}
+	wg.Wait()
+	return errors.Join(errs[:]...)
+}
+
+// route returns the lane of an item: by the sink's own router, else by vbucket,
+// else by key, so that a vbucket or key never has two writes in flight
+// (invariant 5).
+func (e *engine) route(it *Item) (int, error) {
+	if e.router != nil {
+		n := e.router.Route(it)
+		if n < 0 || n >= len(e.lanes) {
+			return 0, &Error{Code: "route", Err: fmt.Errorf("the sink routed an item to lane %d of %d", n, len(e.lanes))}
+		}
+		return n, nil
+	}
+	if len(e.lanes) == 1 {
+		return 0, nil
+	}
+	if it.VBucket != NoVBucket {
+		return int(it.VBucket) % len(e.lanes), nil
+	}
+	return int(maphash.Bytes(e.seed, it.Key) % uint64(len(e.lanes))), nil
+}
+
+// streamRun reads one stream.
+type streamRun struct {
+	e       *engine
+	stream  Stream
+	id      string
+	err     error // set once reading has ended
+	perLane [][]int32
+	latest  []Mark // the newest mark of each part that was read
+
+	mu      sync.Mutex
+	nextSeq uint64    // of the next batch
+	firstIn uint64    // sequence number of window[0]
+	window  []waiting // batches that are not settled, in order
+}
+
+// waiting is a batch in the order of its stream, settled or not.
+type waiting struct {
+	settled bool
+	marks   []Mark
+}
+
+// run opens and reads the stream until it is complete, opening it again after
+// errors that another try may mend.
+func (s *streamRun) run(ctx context.Context) error {
+	set := &s.e.cfg.Settings
+	progress := s.progress()
+	pause := backoff{min: set.RetryMin, max: set.RetryMax}
+	for attempt := 1; ; attempt++ {
+		err := s.stream.Open(ctx, s.latest)
+		if err == nil {
+			err = s.readToEnd(ctx)
+		}
+		cerr := s.stream.Close()
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if err == nil {
+			return cerr
+		}
+		if !IsRetryable(err) {
+			return err
+		}
+		if p := s.progress(); p > progress {
+			progress, attempt = p, 1
+			pause.reset()
+		}
+		if attempt >= set.StreamAttempts {
+			if attempt > 1 {
+				err = &Error{Class: ClassOf(err), Code: CodeOf(err), Hint: HintOf(err),
+					Err: fmt.Errorf("given up after %d attempts: %w", attempt, err)}
+			}
+			return err
+		}
+		s.e.cfg.Log.Warn("a source stream broke and is opened again", "stream", s.id, "attempt", attempt, "reason", err)
+		s.e.reopened.Add(1)
+		if err := pause.wait(ctx); err != nil {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func (s *streamRun) progress() int {
+	if p, ok := As[Progresser](s.stream); ok {
+		return p.Progress()
+	}
+	return 0
+}
+
+func (s *streamRun) readToEnd(ctx context.Context) error {
+	for {
+		p, err := s.e.budget.take(ctx, s.e.arena)
+		if err != nil {
+			return err
+		}
+		err = s.stream.Read(ctx, p.batch)
+		if rerr := s.pass(ctx, p); rerr != nil {
+			return rerr
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// pass routes what was read to the lanes.
+func (s *streamRun) pass(ctx context.Context, p *parcel) error {
+	e, b := s.e, p.batch
+	if len(b.Items) == 0 && len(b.Marks) == 0 {
+		e.budget.give(p, e.arena, false, e.cfg.Scribble)
+		return nil
+	}
+	if err := e.budget.charge(ctx, p); err != nil {
+		e.budget.give(p, e.arena, false, e.cfg.Scribble)
+		return err
+	}
+	s.enter(p)
+	for i := range s.perLane {
+		s.perLane[i] = s.perLane[i][:0]
+	}
+	var bytes, filtered uint64
+	for i := range b.Items {
+		it := &b.Items[i]
+		if e.cfg.Filter != nil && !e.cfg.Filter(it) {
+			filtered++
+			continue
+		}
+		n, err := e.route(it)
+		if err != nil {
+			e.stopLanes(err)
+			s.settle(p)
+			return err
+		}
+		bytes += uint64(it.Size())
+		s.perLane[n] = append(s.perLane[n], int32(i))
+	}
+	e.read.Add(uint64(len(b.Items)) - filtered)
+	e.filtered.Add(filtered)
+	e.bytesRead.Add(bytes)
+	// The router holds one share itself, so that a fast lane cannot give the
+	// batch back while others still get their items.
+	atomic.StoreInt32(&p.open, 1)
+	for n, which := range s.perLane {
+		if len(which) > 0 {
+			atomic.AddInt32(&p.open, 1)
+			e.lanes[n].enqueue(p, which)
+		}
+	}
+	s.settle(p)
+	return nil
+}
+
+// enter gives the batch its place in the order of the stream.
+func (s *streamRun) enter(p *parcel) {
+	w := waiting{}
+	for _, m := range p.batch.Marks {
+		m.State = append([]byte(nil), m.State...)
+		w.marks = append(w.marks, m)
+		s.remember(m)
+	}
+	s.mu.Lock()
+	p.stream, p.seq = s, s.nextSeq
+	s.nextSeq++
+	s.window = append(s.window, w)
+	s.mu.Unlock()
+	atomic.StoreInt32(&p.open, 1)
+}
+
+func (s *streamRun) remember(m Mark) {
+	for i := range s.latest {
+		if s.latest[i].VBucket == m.VBucket {
+			s.latest[i] = m
+			return
+		}
+	}
+	s.latest = append(s.latest, m)
+}
+
+// settle gives up one share of a batch. With the last one the batch is settled:
+// its memory goes back and the marks of the contiguous settled prefix are
+// reported (invariant 2).
+func (s *streamRun) settle(p *parcel) {
+	if atomic.AddInt32(&p.open, -1) > 0 {
+		return
+	}
+	seq := p.seq
+	s.e.budget.give(p, s.e.arena, true, s.e.cfg.Scribble)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.window[seq-s.firstIn].settled = true
+	n := 0
+	var marks []Mark
+	for n < len(s.window) && s.window[n].settled {
+		marks = append(marks, s.window[n].marks...)
+		n++
+	}
+	if n == 0 {
+		return
+	}
+	s.firstIn += uint64(n)
+	s.window = s.window[:copy(s.window, s.window[n:])]
+	if len(marks) == 0 {
+		return
+	}
+	if s.e.cfg.OnMarks != nil {
+		s.e.cfg.OnMarks(s.id, marks)
+	}
+	if a, ok := As[Acknowledger](s.stream); ok {
+		// An error means that the stream is broken; its Read will say so.
+		if err := a.Acknowledge(context.Background(), marks); err != nil {
+			s.e.cfg.Log.Debug("acknowledge", "stream", s.id, "reason", err)
+		}
+	}
+}
+
+// backoff is a pause that doubles, with jitter.
+type backoff struct {
+	min, max, next time.Duration
+}
+
+func (b *backoff) reset() { b.next = 0 }
+
+func (b *backoff) wait(ctx context.Context) error {
+	if b.next == 0 {
+		b.next = max(b.min, time.Millisecond)
+	}
+	d := b.next/2 + rand.N(b.next/2+1)
+	b.next = min(b.next*2, max(b.max, b.min, time.Millisecond))
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-t.C:
+		return nil
+	}
+}

@@ -1,0 +1,247 @@
+package pump
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// laneRun writes what is queued for one lane. Whatever has queued up while a
+// write was under way goes out together in the next one: throughput is items in
+// flight over the round trip.
+type laneRun struct {
+	e        *engine
+	lane     Lane
+	maxBytes int64
+	wake     chan struct{}
+
+	mu     sync.Mutex
+	items  []Item
+	shares []share
+	closed bool
+
+	// Only the lane's own goroutine uses these.
+	batch   Batch
+	again   Batch
+	origins []int // index in batch of each item of again
+}
+
+// share says that the items up to end are the last of their parcel here.
+type share struct {
+	p   *parcel
+	end int
+}
+
+// enqueue adds the items of a parcel with the given indices.
+func (l *laneRun) enqueue(p *parcel, which []int32) {
+	l.mu.Lock()
+	if len(which) == len(p.batch.Items) {
+		l.items = append(l.items, p.batch.Items...)
+	} else {
+		for _, i := range which {
+			l.items = append(l.items, p.batch.Items[i])
+		}
+	}
+	l.shares = append(l.shares, share{p, len(l.items)})
+	l.mu.Unlock()
+	l.signal()
+}
+
+func (l *laneRun) close() {
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	l.signal()
+}
+
+func (l *laneRun) signal() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run writes until the queue is closed and empty. Once it returns an error the
+// whole run ends, and what it holds stays without a verdict.
+func (l *laneRun) run(ctx context.Context) error {
+	var items []Item
+	var shares []share
+	for {
+		l.mu.Lock()
+		items, l.items = l.items, items[:0]
+		shares, l.shares = l.shares, shares[:0]
+		closed := l.closed
+		l.mu.Unlock()
+		if len(items) == 0 {
+			if closed {
+				return nil
+			}
+			select {
+			case <-l.wake:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+			continue
+		}
+		from, given := 0, 0
+		for from < len(items) {
+			to, bytes := from, int64(0)
+			for to < len(items) && to-from < l.e.cfg.Settings.LaneItems && (to == from || bytes < l.maxBytes) {
+				bytes += int64(items[to].Size())
+				to++
+			}
+			l.batch.Items = items[from:to]
+			if err := l.write(ctx, &l.batch); err != nil {
+				return err
+			}
+			for given < len(shares) && shares[given].end <= to {
+				p := shares[given].p
+				p.stream.settle(p)
+				given++
+			}
+			from = to
+		}
+	}
+}
+
+// write writes a batch until every item has a final verdict, and counts.
+func (l *laneRun) write(ctx context.Context, b *Batch) error {
+	b.StartWrite()
+	err := l.lane.Write(ctx, b)
+	retry := false
+	var done, bytes uint64
+	for i, v := range b.verdicts {
+		switch v {
+		case Done:
+			done++
+			bytes += uint64(b.Items[i].Size())
+		case Skipped, Rejected:
+		case Retry:
+			retry = true
+		default:
+			if err == nil {
+				err = &Error{Code: "no-verdict", Err: fmt.Errorf("the sink returned without a verdict on an item of vbucket %d", int16(b.Items[i].VBucket)),
+					Hint: "This is a defect of the sink."}
+			}
+		}
+	}
+	if err == nil && retry {
+		err = l.resend(ctx, b)
+		done, bytes = 0, 0
+		for i, v := range b.verdicts {
+			if v == Done {
+				done++
+				bytes += uint64(b.Items[i].Size())
+			}
+		}
+	}
+	l.e.done.Add(done)
+	l.e.bytesDone.Add(bytes)
+	if int(done) != len(b.Items) {
+		l.tell(b)
+	}
+	return err
+}
+
+// tell reports the items that ended Skipped or Rejected.
+func (l *laneRun) tell(b *Batch) {
+	for i, v := range b.verdicts {
+		switch v {
+		case Skipped:
+			l.e.skipped.Add(1)
+		case Rejected:
+			l.e.rejected.Add(1)
+		default:
+			continue
+		}
+		why := b.causes[i]
+		l.e.ledger.note(&b.Items[i], v, why)
+		if l.e.cfg.OnVerdict != nil {
+			l.e.cfg.OnVerdict(&b.Items[i], v, why)
+		}
+	}
+}
+
+// resend sends again what came back with Retry. With an item go all later items
+// of the same key, in order, whatever their verdict was: else an early value
+// that comes late would overwrite a later one (invariant 5). It gives up when
+// nothing has got through for RetryTime.
+func (l *laneRun) resend(ctx context.Context, b *Batch) error {
+	set := &l.e.cfg.Settings
+	pause := backoff{min: set.RetryMin, max: set.RetryMax}
+	lastProgress := time.Now()
+	for {
+		l.gather(b)
+		if len(l.origins) == 0 {
+			return nil
+		}
+		first := l.origins[0]
+		cause := b.causes[first]
+		if waited := time.Since(lastProgress); waited >= set.RetryTime {
+			return giveUp(&b.Items[first], len(l.origins), waited, cause)
+		}
+		if err := pause.wait(ctx); err != nil {
+			return err
+		}
+		l.e.retried.Add(uint64(len(l.origins)))
+		l.e.cfg.Log.Debug("send again", "items", len(l.origins), "reason", cause)
+		l.again.StartWrite()
+		if err := l.lane.Write(ctx, &l.again); err != nil {
+			return err
+		}
+		for j, i := range l.origins {
+			v, why := l.again.verdicts[j], l.again.causes[j]
+			switch {
+			case v == Unconfirmed:
+				return &Error{Code: "no-verdict", Err: errors.New("the sink returned without a verdict on an item that was sent again"),
+					Hint: "This is a defect of the sink."}
+			case v == Skipped && b.verdicts[i] == Done:
+				continue // it had been written; a resend that finds it there changes nothing
+			case v != Retry && b.verdicts[i] == Retry:
+				lastProgress = time.Now()
+				pause.reset()
+			}
+			b.Settle(i, v, why)
+		}
+	}
+}
+
+// gather collects in again the items to be sent again, in order.
+func (l *laneRun) gather(b *Batch) {
+	l.again.Items, l.origins = l.again.Items[:0], l.origins[:0]
+	var keys map[string]struct{}
+	for i, v := range b.verdicts {
+		it := &b.Items[i]
+		if v == Retry {
+			if keys == nil {
+				keys = make(map[string]struct{})
+			}
+			keys[string(it.Key)] = struct{}{}
+		} else if _, after := keys[string(it.Key)]; !after {
+			continue
+		}
+		l.again.Items = append(l.again.Items, *it)
+		l.origins = append(l.origins, i)
+	}
+}
+
+func giveUp(it *Item, n int, waited time.Duration, cause error) error {
+	where := "an item"
+	if it.VBucket != NoVBucket {
+		where = fmt.Sprintf("an item of vbucket %d", it.VBucket)
+	}
+	if n > 1 {
+		where = fmt.Sprintf("%d items, the first %s", n, where[3:])
+	}
+	if cause == nil {
+		cause = errors.New("the sink gave no reason")
+	}
+	hint := HintOf(cause)
+	if hint == "" {
+		hint = "Nothing got through to the destination in that time. Mend its cause and run the same command again; -x retry-time=5m waits longer."
+	}
+	return &Error{Class: ClassOf(cause), Code: "retry-time", Hint: hint,
+		Op: fmt.Sprintf("write %s, given up after %s of retries", where, waited.Round(time.Millisecond)), Err: cause}
+}

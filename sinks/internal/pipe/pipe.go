@@ -1,0 +1,236 @@
+// Package pipe is the one mechanism by which the memcached, cluster and TAP
+// sinks keep a connection full: requests are encoded into one buffer and
+// written in large chunks while a goroutine of the pipe reads the answers, so
+// that neither side ever waits with full socket buffers. A fence behind the
+// requests tells when all of them have been processed; what was not answered
+// until then succeeded, because only failures are answered.
+package pipe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/cbpump/cbpump/mcbp"
+)
+
+// Chunk is how many bytes are gathered before they are handed to the kernel.
+const Chunk = 128 << 10
+
+// ErrSilent means that the peer kept the connection open and said nothing, or
+// took nothing, until the deadline.
+var ErrSilent = errors.New("no answer in time")
+
+// ErrClosed means that the peer closed the connection before the fence.
+var ErrClosed = errors.New("the connection was closed before everything was confirmed")
+
+// Answer is what the peer said about one request.
+type Answer struct {
+	Header mcbp.Header
+	Index  int // of the request in the round
+	lo, hi int
+}
+
+// Pipe is one connection in use by one goroutine. After an error from Wait it
+// is dead and must be closed.
+type Pipe struct {
+	// Out gathers encoded requests: append to it, then call Sent.
+	Out []byte
+
+	conn    net.Conn
+	rd      *mcbp.Reader
+	timeout time.Duration
+
+	// The round. The reader goroutine owns answers and bodies between the send
+	// on start and the receive from done.
+	base    uint32
+	n       int
+	fence   int
+	answers []Answer
+	bodies  []byte
+	flushed atomic.Bool
+	werr    error
+	ctx     context.Context
+	unguard func() bool
+
+	start chan struct{}
+	done  chan error
+	gone  chan struct{}
+	dead  bool
+}
+
+// New takes over a connection that is logged in and has nothing under way. rd
+// reads from conn. timeout is how long the peer may keep silent.
+func New(conn net.Conn, rd *mcbp.Reader, timeout time.Duration) *Pipe {
+	p := &Pipe{
+		conn: conn, rd: rd, timeout: timeout,
+		start: make(chan struct{}), done: make(chan error, 1), gone: make(chan struct{}),
+	}
+	go p.reader()
+	return p
+}
+
+// Begin starts a round of requests with the indexes 0 to n-1. The round is over
+// when the request with the index fence was answered; with fence == n that is a
+// NOOP which End appends.
+func (p *Pipe) Begin(ctx context.Context, n, fence int) {
+	// Opaques go on from round to round, so that a late second answer to an
+	// earlier request (2.5.1 gives some) is never taken for one of this round.
+	p.base += uint32(p.n) + 1
+	p.n, p.fence = n, fence
+	p.answers, p.bodies, p.Out = p.answers[:0], p.bodies[:0], p.Out[:0]
+	p.werr, p.ctx = nil, ctx
+	p.flushed.Store(false)
+	if !p.dead {
+		_ = p.conn.SetReadDeadline(time.Time{})
+		p.unguard = context.AfterFunc(ctx, func() { _ = p.conn.Close() })
+		p.start <- struct{}{}
+	}
+}
+
+// Opaque returns the opaque of the request with index i in this round.
+func (p *Pipe) Opaque(i int) uint32 { return p.base + uint32(i) }
+
+// Sent is called after each request that was appended to Out; it writes when
+// enough has gathered. Errors are kept for Wait.
+func (p *Pipe) Sent() {
+	if len(p.Out) >= Chunk {
+		p.flush()
+	}
+}
+
+// flush writes what has gathered, in chunks with a deadline each: a slow peer
+// is not a silent one.
+func (p *Pipe) flush() {
+	out := p.Out
+	for len(out) > 0 && p.werr == nil && !p.dead {
+		n := min(len(out), 2*Chunk)
+		_ = p.conn.SetWriteDeadline(time.Now().Add(p.timeout))
+		_, p.werr = p.conn.Write(out[:n])
+		out = out[n:]
+	}
+	p.Out = p.Out[:0]
+	if cap(p.Out) > 8*Chunk { // one huge value must not keep its size for ever
+		p.Out = nil
+	}
+}
+
+// End writes the rest of the round and its fence.
+func (p *Pipe) End() {
+	if p.fence == p.n {
+		p.Out = mcbp.AppendNoop(p.Out, p.Opaque(p.n))
+	}
+	p.flush()
+	if p.dead {
+		return
+	}
+	switch {
+	case p.werr == nil:
+		p.flushed.Store(true)
+		_ = p.conn.SetReadDeadline(time.Now().Add(p.timeout))
+	case errors.Is(p.werr, os.ErrDeadlineExceeded):
+		_ = p.conn.Close()
+	default:
+		// The peer closed its side. What it said before is worth having: it may
+		// name the request it did not like.
+		_ = p.conn.SetReadDeadline(time.Now().Add(min(p.timeout, time.Second)))
+	}
+}
+
+// Wait returns nil when the fence was answered: every request of the round that
+// Answers does not name has succeeded. After an error Answers still holds what
+// was answered before; everything else is unknown.
+func (p *Pipe) Wait() error {
+	if p.dead {
+		return ErrClosed
+	}
+	err := <-p.done
+	p.unguard()
+	if err == nil {
+		return nil
+	}
+	p.dead = true
+	_ = p.conn.Close()
+	if p.ctx.Err() != nil {
+		return p.ctx.Err()
+	}
+	if p.werr != nil && !errors.Is(err, mcbp.ErrMagic) {
+		err = p.werr
+	}
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fmt.Errorf("%w (%s)", ErrSilent, p.timeout)
+	case errors.Is(err, mcbp.ErrMagic), errors.Is(err, mcbp.ErrLength), errors.Is(err, mcbp.ErrTooLarge):
+		return err
+	}
+	return fmt.Errorf("%w: %w", ErrClosed, err)
+}
+
+// Answers returns the answers of the round in the order in which they came,
+// without that of a NOOP fence. They are valid until the next Begin.
+func (p *Pipe) Answers() []Answer { return p.answers }
+
+// Frame returns an answer as a frame, with its extras. Values are not kept.
+func (p *Pipe) Frame(a *Answer) mcbp.Frame {
+	f := mcbp.Frame{Header: a.Header, Body: p.bodies[a.lo:a.hi]}
+	f.BodyLen, f.KeyLen = uint32(a.hi-a.lo), 0
+	return f
+}
+
+// Close closes the connection and waits for the reader to end.
+func (p *Pipe) Close() error {
+	err := p.conn.Close()
+	if !p.dead {
+		p.dead = true
+		close(p.start)
+	}
+	<-p.gone
+	return err
+}
+
+func (p *Pipe) reader() {
+	defer close(p.gone)
+	for range p.start {
+		err := p.round()
+		p.done <- err
+		if err != nil {
+			return
+		}
+	}
+}
+
+func (p *Pipe) round() error {
+	fence := p.Opaque(p.fence)
+	for {
+		f, err := p.rd.Decode()
+		if err == mcbp.ErrNeedMore {
+			if err = p.rd.Fill(); err != nil {
+				return err
+			}
+			if p.flushed.Load() {
+				// It talks: it is not silent.
+				_ = p.conn.SetReadDeadline(time.Now().Add(p.timeout))
+			}
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if f.Magic != mcbp.MagicResponse {
+			return fmt.Errorf("%w: the peer sent a request (%s)", mcbp.ErrMagic, mcbp.OpcodeName(f.Opcode))
+		}
+		i := f.Opaque - p.base
+		if i < uint32(p.n) {
+			lo := len(p.bodies)
+			p.bodies = append(p.bodies, f.Extras()...)
+			p.answers = append(p.answers, Answer{Header: f.Header, Index: int(i), lo: lo, hi: len(p.bodies)})
+		}
+		if f.Opaque == fence {
+			return nil
+		}
+	}
+}

@@ -1,0 +1,265 @@
+package mc
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/couchbase/gomemcached"
+	"github.com/couchbase/gomemcached/client"
+	"go.uber.org/goleak"
+
+	"github.com/cbpump/cbpump/mcbp"
+	"github.com/cbpump/cbpump/pump"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// server is a real memcached that this test started.
+type server struct {
+	addr string
+	cmd  *exec.Cmd
+}
+
+func startMemcached(tb testing.TB, args ...string) *server {
+	tb.Helper()
+	for range 20 {
+		probe, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			tb.Fatal(err)
+		}
+		addr := probe.Addr().String()
+		probe.Close()
+		_, port, _ := net.SplitHostPort(addr)
+		base := []string{"-l", "127.0.0.1", "-p", port, "-U", "0"}
+		if os.Getuid() == 0 {
+			base = append(base, "-u", "root")
+		}
+		cmd := exec.Command("/usr/bin/memcached", append(base, args...)...)
+		cmd.Stderr = io.Discard
+		if err := cmd.Start(); err != nil {
+			tb.Fatal(err)
+		}
+		exited := make(chan struct{})
+		go func() { _ = cmd.Wait(); close(exited) }()
+		s := &server{addr: addr, cmd: cmd}
+		tb.Cleanup(func() { s.kill(); <-exited })
+		if s.ready(exited) {
+			return s
+		}
+	}
+	tb.Fatal("memcached does not start")
+	return nil
+}
+
+// ready waits until memcached listens, or has exited because the port was taken.
+func (s *server) ready(exited <-chan struct{}) bool {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		c, err := net.Dial("tcp", s.addr)
+		if err == nil {
+			c.Close()
+			return true
+		}
+		select {
+		case <-exited:
+			return false
+		case <-tick.C:
+		}
+	}
+}
+
+func (s *server) kill() { _ = s.cmd.Process.Kill() }
+
+func (s *server) client(tb testing.TB) *memcached.Client {
+	tb.Helper()
+	c, err := memcached.Connect("tcp", s.addr)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { c.Close() })
+	return c
+}
+
+func (s *server) stat(tb testing.TB, name string) int {
+	tb.Helper()
+	stats, err := s.client(tb).StatsMap("")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	n, err := strconv.Atoi(stats[name])
+	if err != nil {
+		tb.Fatalf("stat %s: %v", name, err)
+	}
+	return n
+}
+
+// get returns flags and value of a key, and whether it is there.
+func get(tb testing.TB, c *memcached.Client, key string) (uint32, string, bool) {
+	tb.Helper()
+	res, err := c.Get(0, key)
+	if res != nil && res.Status == gomemcached.KEY_ENOENT {
+		return 0, "", false
+	}
+	if err != nil {
+		tb.Fatalf("get %q: %v", key, err)
+	}
+	return binary.BigEndian.Uint32(res.Extras), string(res.Body), true
+}
+
+func openSink(tb testing.TB, addr string, o Options) *Sink {
+	tb.Helper()
+	s, err := New(Config{Addr: addr, Options: o})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return s
+}
+
+func openLane(tb testing.TB, s pump.Sink) pump.Lane {
+	tb.Helper()
+	lanes, err := s.Lanes(context.Background(), 1)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() {
+		for _, l := range lanes {
+			l.Close()
+		}
+		s.Close()
+	})
+	return lanes[0]
+}
+
+// write drives a lane as the engine does, for one batch.
+func write(tb testing.TB, l pump.Lane, items ...pump.Item) *pump.Batch {
+	tb.Helper()
+	b := batchOf(items...)
+	if err := l.Write(context.Background(), b); err != nil {
+		tb.Fatalf("write: %v", err)
+	}
+	return b
+}
+
+func batchOf(items ...pump.Item) *pump.Batch {
+	b := pump.NewBatch(0)
+	b.Items = items
+	b.StartWrite()
+	return b
+}
+
+func item(key, value string) pump.Item {
+	return pump.Item{Key: []byte(key), Value: []byte(value), VBucket: pump.NoVBucket}
+}
+
+func items(prefix string, n, size int) []pump.Item {
+	out := make([]pump.Item, n)
+	value := make([]byte, size)
+	for i := range out {
+		out[i] = pump.Item{Key: fmt.Appendf(nil, "%s%d", prefix, i), Value: value, Flags: uint32(i), VBucket: pump.NoVBucket}
+	}
+	return out
+}
+
+func verdicts(tb testing.TB, b *pump.Batch, want ...pump.Verdict) {
+	tb.Helper()
+	if b.Len() != len(want) {
+		tb.Fatalf("%d items, %d verdicts expected", b.Len(), len(want))
+	}
+	for i, w := range want {
+		if got := b.Verdict(i); got != w {
+			tb.Errorf("item %d (%q) is %s (%v), want %s", i, b.Items[i].Key, got, b.Cause(i), w)
+		}
+		if w != pump.Done && b.Cause(i) == nil {
+			tb.Errorf("item %d is %s without a cause", i, w)
+		}
+	}
+}
+
+func count(b *pump.Batch, v pump.Verdict) int {
+	n := 0
+	for i := range b.Items {
+		if b.Verdict(i) == v {
+			n++
+		}
+	}
+	return n
+}
+
+// fakeServer accepts connections one after the other and hands them to serve.
+func fakeServer(tb testing.TB, serve func(n int, c net.Conn, rd *mcbp.Reader)) string {
+	tb.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for n := 0; ; n++ {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			serve(n, c, mcbp.NewReader(c))
+			c.Close()
+		}
+	}()
+	tb.Cleanup(func() { l.Close(); <-done })
+	return l.Addr().String()
+}
+
+func reply(c net.Conn, f mcbp.Frame, s mcbp.Status) {
+	h := mcbp.Header{Magic: mcbp.MagicResponse, Opcode: f.Opcode, Opaque: f.Opaque, VBucket: uint16(s)}
+	_, _ = c.Write(h.Append(nil))
+}
+
+func be32(b []byte) uint32 { return binary.BigEndian.Uint32(b) }
+
+// textKeys lists the keys that a memcached holds, which only its text protocol
+// can.
+func textKeys(tb testing.TB, addr string) []string {
+	tb.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer c.Close()
+	for {
+		fmt.Fprint(c, "lru_crawler metadump all\r\n")
+		var keys []string
+		scan := bufio.NewScanner(c)
+		for scan.Scan() {
+			line := scan.Text()
+			if line == "END" {
+				return keys
+			}
+			if strings.HasPrefix(line, "BUSY") {
+				break
+			}
+			enc, ok := strings.CutPrefix(strings.Fields(line)[0], "key=")
+			if !ok {
+				tb.Fatalf("metadump says %q", line)
+			}
+			key, err := url.PathUnescape(enc)
+			if err != nil {
+				tb.Fatal(err)
+			}
+			keys = append(keys, key)
+		}
+		if scan.Err() != nil {
+			tb.Fatal(scan.Err())
+		}
+	}
+}

@@ -164,7 +164,7 @@ func StatusName(s Status) string {
 
 // Reader splits a byte stream into packets inside one buffer. The buffer may be
 // the caller's (Attach, Detach), so that packets land where they will stay; a
-// Reader that was never attached owns and grows its buffer.
+// Reader that is not attached owns and grows its buffer.
 //
 // Frames alias the buffer. They stay valid until the next call of Next or Fill
 // on a Reader that owns its buffer (it slides its bytes), and for as long as the
@@ -174,14 +174,21 @@ type Reader struct {
 	buf        []byte
 	start, end int
 	attached   bool
-	carry      []byte // the undecoded tail between Detach and Attach
+	own        []byte // the reader's own buffer while another one is attached
+	err        error  // the attached buffer could not hold what had been read
 }
+
+// ownBuf is what a reader's own buffer begins with, in bytes.
+const ownBuf = 16 << 10
 
 // NewReader returns a Reader of src with a buffer of its own.
 func NewReader(src io.Reader) *Reader { return &Reader{src: src} }
 
 // Decode returns the next packet that is already in the buffer, or ErrNeedMore.
 func (r *Reader) Decode() (Frame, error) {
+	if r.err != nil {
+		return Frame{}, r.err
+	}
 	b := r.buf[r.start:r.end]
 	h, err := ParseHeader(b)
 	if err != nil {
@@ -196,16 +203,12 @@ func (r *Reader) Decode() (Frame, error) {
 }
 
 // Buffered returns the number of undecoded bytes.
-func (r *Reader) Buffered() int { return r.end - r.start + len(r.carry) }
+func (r *Reader) Buffered() int { return r.end - r.start }
 
 // Need returns how many bytes of buffer the next packet takes as a whole, as
 // far as its header is known, and 24 if it is not.
 func (r *Reader) Need() int {
-	b := r.buf[r.start:r.end]
-	if len(b) == 0 && len(r.carry) > 0 {
-		b = r.carry
-	}
-	h, err := ParseHeader(b)
+	h, err := ParseHeader(r.buf[r.start:r.end])
 	if err != nil {
 		return HeaderLen
 	}
@@ -220,6 +223,9 @@ func (r *Reader) Full() bool { return r.start+r.Need() > len(r.buf) }
 // It returns io.EOF when the source ended between two packets and ErrTruncated
 // when it ended inside one.
 func (r *Reader) Fill() error {
+	if r.err != nil {
+		return r.err
+	}
 	if !r.attached {
 		r.room()
 	}
@@ -240,23 +246,22 @@ func (r *Reader) Fill() error {
 	return err
 }
 
-// room makes the reader's own buffer large enough for the next packet.
+// room makes space in the reader's own buffer. The buffer grows with the bytes
+// that have come, at most to twice their number, and never by what a header
+// announces: a peer that lies about a length costs nothing (invariant 7).
 func (r *Reader) room() {
 	if r.start == r.end {
 		r.start, r.end = 0, 0
 	}
-	need := r.Need()
-	if r.start+need <= len(r.buf) && r.end < len(r.buf) {
+	if r.end < len(r.buf) {
 		return
 	}
-	if need > len(r.buf) {
-		grown := make([]byte, max(need, 16<<10))
-		r.end = copy(grown, r.buf[r.start:r.end])
-		r.start, r.buf = 0, grown
-		return
+	to := r.buf
+	if need := r.Need(); need > len(r.buf) {
+		to = make([]byte, max(ownBuf, min(need, 2*len(r.buf))))
 	}
-	r.end = copy(r.buf, r.buf[r.start:r.end])
-	r.start = 0
+	r.end = copy(to, r.buf[r.start:r.end])
+	r.start, r.buf = 0, to
 }
 
 // Next returns the next packet, reading as needed. A frame is valid until the
@@ -274,14 +279,19 @@ func (r *Reader) Next() (Frame, error) {
 }
 
 // Attach makes buf (its length, not its capacity) the reader's buffer, beginning
-// with the bytes that Detach kept. buf must hold at least Buffered bytes.
+// with the bytes that are not decoded yet. buf must hold at least Buffered
+// bytes; if it does not, Decode and Fill return io.ErrShortBuffer from then on,
+// since the stream is out of step.
 func (r *Reader) Attach(buf []byte) {
-	if !r.attached && r.end > r.start {
-		r.carry = append(r.carry[:0], r.buf[r.start:r.end]...)
+	tail := r.buf[r.start:r.end]
+	if len(tail) > len(buf) {
+		r.err = fmt.Errorf("attach a buffer of %d bytes to a reader that holds %d: %w", len(buf), len(tail), io.ErrShortBuffer)
 	}
+	if !r.attached {
+		r.own = r.buf
+	}
+	r.start, r.end = 0, copy(buf, tail)
 	r.buf, r.attached = buf, true
-	r.start, r.end = 0, copy(buf, r.carry)
-	r.carry = r.carry[:0]
 }
 
 // Detach lets go of an attached buffer and keeps the undecoded tail.
@@ -289,6 +299,10 @@ func (r *Reader) Detach() {
 	if !r.attached {
 		return
 	}
-	r.carry = append(r.carry[:0], r.buf[r.start:r.end]...)
-	r.buf, r.start, r.end, r.attached = nil, 0, 0, false
+	tail := r.buf[r.start:r.end]
+	if len(tail) > len(r.own) {
+		r.own = make([]byte, max(ownBuf, len(tail)))
+	}
+	r.start, r.end = 0, copy(r.own, tail)
+	r.buf, r.own, r.attached = r.own, nil, false
 }

@@ -1,0 +1,370 @@
+// Package cluster is a Couchbase cluster as a client sees it: REST topology and
+// vbucket map, credentials, and authenticated KV connections.
+//
+// A Client asks one node's REST port. Bucket gives the bucket with its nodes and
+// vbucket map, KV says how to reach a node's data port with the bucket's
+// credentials, and DialKV connects there. Addresses in the documents are put
+// right on the way in ($HOST, loopback), so everything that leaves this package
+// can be dialled.
+//
+// Every error names the role (source or destination), the node and what was
+// asked, and never a secret (invariant 9).
+package cluster
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/cbpump/cbpump/pump"
+)
+
+const (
+	defaultTimeout = 30 * time.Second
+	maxDocument    = 64 << 20 // bytes of one REST answer that are read
+	maxRedirects   = 3
+)
+
+// Config says how to talk to a cluster. It prints without its password.
+type Config struct {
+	Role     string // "source" or "destination": named in errors
+	Username string
+	Password string
+	Timeout  time.Duration // one REST request, or one KV connect and login; 0 = 30s
+	Log      hclog.Logger
+
+	// MapWait is how long Bucket waits for the vbucket map of a bucket that was
+	// just created; 0 = 30s.
+	MapWait time.Duration
+}
+
+// Client asks the REST port of one node of a cluster. It is safe for concurrent use.
+type Client struct {
+	base     *url.URL
+	role     string
+	user     string
+	password secret
+	timeout  time.Duration
+	mapWait  time.Duration
+	log      hclog.Logger
+	http     *http.Client
+	clock    clock
+}
+
+// NewClient returns a client of the node at rawURL: http://host[:port],
+// couchbase://host or host[:port], IPv6 in brackets, port 8091 by default. User
+// info in the URL takes the place of the configured credentials. It makes no
+// connection. Errors have class usage.
+func NewClient(rawURL string, cfg Config) (*Client, error) {
+	base, info, err := parseAddress(rawURL)
+	if err != nil {
+		var e *pump.Error
+		if errors.As(err, &e) {
+			e.Op = cfg.Role
+		}
+		return nil, err
+	}
+	c := &Client{
+		base: base, role: cfg.Role, user: cfg.Username, password: newSecret(cfg.Password),
+		timeout: cfg.Timeout, mapWait: cfg.MapWait, log: cfg.Log, clock: realClock,
+	}
+	if c.role == "" {
+		c.role = "cluster"
+	}
+	if info != nil {
+		c.user = info.Username()
+		if pw, ok := info.Password(); ok {
+			c.password = newSecret(pw)
+		}
+	}
+	if c.timeout <= 0 {
+		c.timeout = defaultTimeout
+	}
+	if c.mapWait <= 0 {
+		c.mapWait = defaultTimeout
+	}
+	if c.log == nil {
+		c.log = hclog.NewNullLogger()
+	}
+	dialer := &net.Dialer{Timeout: c.timeout}
+	c.http = &http.Client{
+		CheckRedirect: checkRedirect,
+		Transport: &http.Transport{
+			// No proxy: nodes are asked directly, and what is sent carries a password.
+			DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				nc, err := dialer.DialContext(ctx, network, addr)
+				if err != nil {
+					return nil, err
+				}
+				return &sniffConn{Conn: nc}, nil
+			},
+			MaxIdleConnsPerHost:    4,
+			IdleConnTimeout:        30 * time.Second,
+			MaxResponseHeaderBytes: 1 << 20,
+		},
+	}
+	return c, nil
+}
+
+// URL returns the address that is asked, http://host:port, without user info.
+func (c *Client) URL() string { return c.base.String() }
+
+// Close closes idle connections. Requests that are under way finish first.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Response is the answer to a REST request, with its whole body.
+type Response struct {
+	Status int
+	Header http.Header
+	Body   []byte
+}
+
+// Text returns the body as a person may read it: without markup, at most 300
+// characters, in one line. It may hold what the request sent; Client.Unexpected
+// takes credentials out.
+func (r *Response) Text() string { return clip(plainText(r.Body), 300) }
+
+// Do sends one request and returns the answer, whatever its status. path is
+// absolute, with escaped parts, and may carry a query; form is sent as the query
+// of a GET and as the form-encoded body of anything else.
+//
+// Errors: the node cannot be reached or stays silent (class unreachable), breaks
+// off (retryable), speaks something other than HTTP, sends more than 64 MiB, or
+// asks for a login: 401 with a WWW-Authenticate header (class denied). A 401
+// without that header is an answer like any other.
+func (c *Client) Do(ctx context.Context, method, path string, form url.Values) (*Response, error) {
+	op := fmt.Sprintf("%s %s %s", c.role, method, c.at(path))
+	target, err := c.base.Parse(path)
+	if err != nil || target.Host != c.base.Host || !strings.HasPrefix(path, "/") {
+		return nil, &pump.Error{Class: pump.ClassUsage, Code: "rest-path", Op: op, Err: errors.New("the path does not begin with one /")}
+	}
+	var body io.Reader
+	if form != nil {
+		if method == http.MethodGet || method == http.MethodHead {
+			q := target.Query()
+			for k, vs := range form {
+				q[k] = append(q[k], vs...)
+			}
+			target.RawQuery = q.Encode()
+		} else {
+			body = strings.NewReader(form.Encode())
+		}
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, stopped(op, err)
+	}
+	rctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	var used atomic.Pointer[sniffConn]
+	rctx = httptrace.WithClientTrace(rctx, &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) {
+			if s, ok := info.Conn.(*sniffConn); ok {
+				used.Store(s)
+			}
+		},
+	})
+	req, err := http.NewRequestWithContext(rctx, method, target.String(), body)
+	if err != nil {
+		return nil, &pump.Error{Class: pump.ClassUsage, Code: "rest-path", Op: op, Err: errors.New("the request cannot be written down")}
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	}
+	req.Header.Set("Accept", "application/json")
+	if c.user != "" || c.password != nil {
+		req.SetBasicAuth(c.user, c.password.reveal())
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.failure(ctx, op, err, used.Load())
+	}
+	defer resp.Body.Close()
+	got, err := io.ReadAll(io.LimitReader(resp.Body, maxDocument+1))
+	if err != nil {
+		return nil, c.failure(ctx, op, err, used.Load())
+	}
+	if len(got) > maxDocument {
+		return nil, &pump.Error{Code: "rest-too-large", Op: op, Err: fmt.Errorf("the answer is larger than %d MiB", maxDocument>>20)}
+	}
+	if c.log.IsTrace() {
+		c.log.Trace("asked", "role", c.role, "method", method, "at", c.at(path), "status", resp.StatusCode, "bytes", len(got))
+	}
+	r := &Response{Status: resp.StatusCode, Header: resp.Header, Body: got}
+	switch {
+	case r.Status == http.StatusUnauthorized && r.Header.Get("WWW-Authenticate") != "":
+		return nil, c.denied(op)
+	case r.Status == http.StatusBadRequest && bytes.Contains(got, []byte("HTTP request to an HTTPS server")):
+		return nil, speaksTLS(op, "http")
+	}
+	return r, nil
+}
+
+// Unexpected turns an answer whose status the caller has no use for into an
+// error that says what the server said. asked is what was wanted, such as
+// "read bucket beer".
+func (c *Client) Unexpected(asked string, r *Response) error {
+	op := fmt.Sprintf("%s %s: %s", c.role, c.URL(), asked)
+	said := fmt.Errorf("the server answers %s", c.said(r))
+	switch {
+	case r.Status == http.StatusUnauthorized:
+		return c.denied(op)
+	case r.Status == http.StatusForbidden:
+		return &pump.Error{
+			Class: pump.ClassDenied, Code: "rest-forbidden", Op: op, Err: said,
+			Hint: fmt.Sprintf("User %q lacks a permission on the %s; use another one%s.", c.user, c.role, c.userOptions()),
+		}
+	case r.Status == http.StatusNotFound:
+		return &pump.Error{Code: "rest-not-found", Op: op, Err: said}
+	case r.Status == http.StatusTooManyRequests || r.Status >= 500:
+		return &pump.Error{Code: "rest-server-error", Op: op, Err: said, Retry: true}
+	}
+	return &pump.Error{Code: "rest-status", Op: op, Err: said}
+}
+
+func (c *Client) said(r *Response) string {
+	text := clip(c.scrub(plainText(r.Body)), 300)
+	if r.Status >= 300 && r.Status < 400 {
+		return fmt.Sprintf("%d and sends us elsewhere, which is not followed", r.Status)
+	}
+	if text == "" {
+		return fmt.Sprintf("%d %s", r.Status, http.StatusText(r.Status))
+	}
+	return fmt.Sprintf("%d %s: %s", r.Status, http.StatusText(r.Status), text)
+}
+
+// scrub takes the client's own credentials out of what a server sent back.
+func (c *Client) scrub(text string) string {
+	pw := c.password.reveal()
+	if pw == "" {
+		return text
+	}
+	return scrub(text, pw, url.QueryEscape(pw), url.PathEscape(pw), base64.StdEncoding.EncodeToString([]byte(c.user+":"+pw)))
+}
+
+// at is a path's place as it may be printed: the query may hold anything.
+func (c *Client) at(path string) string {
+	path, _, _ = strings.Cut(path, "?")
+	return c.URL() + clip(path, 200)
+}
+
+// userOptions names the options that give this side's credentials.
+func (c *Client) userOptions() string {
+	switch c.role {
+	case "source":
+		return " (-u, -p)"
+	case "destination":
+		return " (-U, -P)"
+	}
+	return ""
+}
+
+func (c *Client) denied(op string) error {
+	e := &pump.Error{Class: pump.ClassDenied, Code: "rest-denied", Op: op}
+	if c.user == "" && c.password == nil {
+		e.Err = errors.New("access denied: the server wants a user and a password, and none was given")
+		e.Hint = fmt.Sprintf("Give the user and the password of the %s%s.", c.role, c.userOptions())
+		return e
+	}
+	e.Err = fmt.Errorf("access denied: the server refuses user %q or the password", c.user)
+	e.Hint = fmt.Sprintf("Check the user and the password of the %s%s.", c.role, c.userOptions())
+	return e
+}
+
+// failure explains why no answer came.
+func (c *Client) failure(ctx context.Context, op string, err error, used *sniffConn) error {
+	var outer *url.Error
+	if errors.As(err, &outer) {
+		err = outer.Err // its text repeats method and URL
+	}
+	e := &pump.Error{Code: "rest-failed", Op: op, Err: err}
+	var redirect *redirectError
+	switch {
+	case ctx.Err() != nil:
+		return stopped(op, ctx.Err())
+	case errors.As(err, &redirect):
+		e.Code = "rest-redirect"
+		e.Hint = "Give the address of a node of the cluster itself."
+	case used != nil && used.startsTLS():
+		return speaksTLS(op, "http")
+	case dialFailure(err, e):
+	case isTimeout(err):
+		e.Class, e.Code, e.Retry = pump.ClassUnreachable, "rest-timeout", true
+		e.Err = fmt.Errorf("no answer within %v", c.timeout)
+	case used != nil && used.startsOther("HTTP/"):
+		e.Code = "not-http"
+		e.Err = fmt.Errorf("this port does not speak HTTP; its answer begins with %q", used.shown(c.scrub))
+		e.Hint = "The REST port of a node is 8091; 11210 and 11211 are data ports."
+	case isCut(err):
+		e.Code, e.Retry = "rest-cut", true
+		e.Err = errors.New("the server closed the connection before its answer was complete")
+		if used != nil && used.silent() {
+			e.Hint = "Is this the REST port (8091), and not a data port?"
+		}
+	default:
+		e.Err = errors.New(clip(c.scrub(err.Error()), 300))
+		e.Retry = true
+	}
+	return e
+}
+
+type redirectError struct{ to string }
+
+func (e *redirectError) Error() string {
+	return "the server sends us to " + e.to + ", where credentials do not go"
+}
+
+// checkRedirect follows a GET within one host and port and nothing else:
+// elsewhere the credentials are not for, and a redirected POST becomes a GET
+// whose success would mean nothing.
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	first := via[0]
+	if req.URL.Host != first.URL.Host || req.URL.Scheme != first.URL.Scheme {
+		to := url.URL{Scheme: req.URL.Scheme, Host: req.URL.Host}
+		return &redirectError{to: clip(to.String(), 120)}
+	}
+	if first.Method != http.MethodGet || len(via) > maxRedirects {
+		return http.ErrUseLastResponse
+	}
+	return nil
+}
+
+// stopped is the error of what the caller's context ended.
+func stopped(op string, err error) error {
+	code := "interrupted"
+	if errors.Is(err, context.DeadlineExceeded) {
+		code = "time-limit"
+	}
+	return &pump.Error{Code: code, Op: op, Err: err}
+}
+
+// clock is time as waiting loops see it; tests have one of their own.
+type clock struct {
+	now   func() time.Time
+	pause func(ctx context.Context, d time.Duration) error
+}
+
+var realClock = clock{now: time.Now, pause: pause}
+
+// pause waits for d or for the end of ctx.
+func pause(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
+	}
+}

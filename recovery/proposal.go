@@ -47,7 +47,7 @@ func (p *proposal) Missing(ctx context.Context) ([]uint16, error) {
 	}
 	out := make([]uint16, 0, len(ids))
 	for _, id := range ids {
-		if id < 0 || id >= maxVBuckets {
+		if id < 0 || id >= int(pump.NoVBucket) {
 			return nil, &pump.Error{Code: "bad-answer", Op: op, Err: fmt.Errorf("the answer names vbucket %d, which cannot be", id)}
 		}
 		out = append(out, uint16(id))
@@ -107,7 +107,7 @@ func (p *proposal) sendStates(ctx context.Context, vbs []uint16, state string) e
 	for _, vb := range vbs {
 		form.Add("vbucket", strconv.Itoa(int(vb)))
 	}
-	op := fmt.Sprintf("make vbucket %s of bucket %s at %s %s", FormatVBuckets(vbs), p.bucket, p.client.URL(), state)
+	op := fmt.Sprintf("make vbucket %s of bucket %s at %s %s", pump.FormatVBuckets(vbs), p.bucket, p.client.URL(), state)
 	_, err := p.do(ctx, op, http.MethodPost, callStates, form, http.StatusAccepted)
 	return err
 }
@@ -129,7 +129,7 @@ type refusedError struct {
 }
 
 func (e *refusedError) Error() string {
-	return fmt.Sprintf("vbucket %s refused: %v", FormatVBuckets(e.vbs), e.errs[e.vbs[0]])
+	return fmt.Sprintf("vbucket %s refused: %v", pump.FormatVBuckets(e.vbs), e.errs[e.vbs[0]])
 }
 
 func (e *refusedError) Unwrap() error { return e.errs[e.vbs[0]] }

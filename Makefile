@@ -1,0 +1,32 @@
+# The two commands of the README are demo and test; the others are parts of them.
+.PHONY: demo test build setup lint race fuzz-smoke bench docs check-docs
+
+GO ?= go
+FUZZTIME ?= 5s
+
+demo: ## recover a damaged embedded cluster, for real, and show it
+	@$(GO) run ./cmd/cbdemo
+
+test: setup ## install what tests need and run everything
+	$(GO) build ./...
+	$(GO) vet ./...
+	cd examples/sink-plugin && $(GO) vet ./... && $(GO) test ./...
+	$(GO) test ./...
+
+build: ## both commands into bin/
+	$(GO) build -o bin/ ./cmd/cbtransfer ./cmd/cbrecovery ./cmd/cbsim
+
+setup:
+	@./scripts/setup.sh
+
+lint: ## formatting, vet, static checks, layer rules, tidy modules
+	@./scripts/lint.sh
+
+race: setup
+	$(GO) test -race ./...
+
+fuzz-smoke: ## every fuzz target for FUZZTIME
+	@./scripts/fuzz-smoke.sh $(FUZZTIME)
+
+bench: ## benchmarks with allocations
+	$(GO) test -run '^$$' -bench . -benchmem ./...

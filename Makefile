@@ -4,8 +4,8 @@
 GO ?= go
 FUZZTIME ?= 5s
 
-demo: ## recover a damaged embedded cluster, for real, and show it
-	@$(GO) run ./cmd/cbdemo
+demo: build ## recover a damaged embedded cluster, for real, and show it
+	@./bin/cbdemo --cbrecovery bin/cbrecovery
 
 test: setup ## install what tests need and run everything
 	$(GO) build ./...
@@ -13,8 +13,9 @@ test: setup ## install what tests need and run everything
 	cd examples/sink-plugin && $(GO) vet ./... && $(GO) test ./...
 	$(GO) test ./...
 
-build: ## both commands into bin/
-	$(GO) build -o bin/ ./cmd/cbtransfer ./cmd/cbrecovery ./cmd/cbsim
+build: ## the commands into bin/
+	@mkdir -p bin
+	$(GO) build -o bin/ ./cmd/...
 
 setup:
 	@./scripts/setup.sh

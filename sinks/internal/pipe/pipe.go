@@ -221,7 +221,7 @@ func (p *Pipe) round() error {
 			return err
 		}
 		if f.Magic != mcbp.MagicResponse {
-			return fmt.Errorf("%w: the peer sent a request (%s)", mcbp.ErrMagic, mcbp.OpcodeName(f.Opcode))
+			continue // what the peer wants of us (a TAP NOOP) is no answer
 		}
 		i := f.Opaque - p.base
 		if i < uint32(p.n) {

@@ -1,0 +1,414 @@
+package mc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/cbpump/cbpump/cluster"
+	"github.com/cbpump/cbpump/mcbp"
+	"github.com/cbpump/cbpump/pump"
+)
+
+const role = "destination"
+
+// CBOptions are the options of the cluster sink.
+type CBOptions struct {
+	Operation          string        `opt:"operation" default:"set" enum:"set,add" help:"set stores each item; add stores only keys that the destination does not have"`
+	ConflictResolution bool          `opt:"conflict-resolution" default:"true" help:"keep what the destination holds where that is newer; false overwrites it"`
+	WithMeta           bool          `opt:"with-meta" default:"true" help:"keep CAS and revision; false stores plain items, which get a new CAS and revision and overwrite without conflict resolution"`
+	Rehash             bool          `opt:"rehash" default:"false" help:"compute each item's vbucket from its key instead of taking the source's: needed where the two clusters have different numbers of vbuckets"`
+	Timeout            time.Duration `opt:"timeout" default:"30s" help:"silence of a node after which a connection is given up"`
+}
+
+// DefaultCBOptions returns the declared defaults.
+func DefaultCBOptions() CBOptions {
+	var o CBOptions
+	// The declared defaults are decoded by the same code as user input; a test
+	// proves that they decode.
+	_ = pump.DecodeOptions("cluster", nil, &o)
+	return o
+}
+
+// CBConfig says which cluster to write to. Env gives the bucket, the
+// destination's credentials and, for Check, the vbuckets that will be written
+// (nil means all).
+type CBConfig struct {
+	URL string // http://host[:8091] or couchbase://host
+	pump.Env
+	Options CBOptions // the zero value means DefaultCBOptions
+}
+
+// CBPlugin declares the cluster sink.
+func CBPlugin() pump.SinkPlugin[CBOptions] {
+	return pump.SinkPlugin[CBOptions]{
+		Schemes: []string{"http", "couchbase"},
+		Summary: "a bucket of a Couchbase cluster up to 4.x: http://host[:8091]",
+		Doc: "Each item goes to the node that has its vbucket, with its CAS, revision, flags and expiry. What the destination holds is kept where it is newer (skipped), and counts as done where it is the same, so that a copy can be repeated. " +
+			"Items that have neither CAS nor revision (generated ones, some files) are stored as plain items.\n\n" +
+			"Only vbuckets that are active at their node are written: a pending one would park the request for ever. " +
+			"With operation=add nothing that the destination holds is changed, so deletions are skipped. " +
+			"Values compressed with snappy and values with extended attributes are rejected: servers up to 4.x cannot hold them as such. " +
+			"Nodes up to 2.5 take an expiry up to 30 days after 1970 for a span from now; such an expiry is stored there as a later one that is over too.",
+		New: func(ctx context.Context, t pump.Target, o CBOptions) (pump.Sink, error) {
+			return NewCB(ctx, CBConfig{URL: t.Name(), Env: t.Env, Options: o})
+		},
+	}
+}
+
+// Dialect is what a sink that is built on CBSink does its own way. The
+// specification's check_base and findconn are AllowState and FindConn.
+type Dialect interface {
+	// Name tells the connections apart in messages: "TAP push".
+	Name() string
+	// AllowState reports whether a vbucket in state s may be written.
+	AllowState(s mcbp.VBState) bool
+	// FindConn opens a connection that carries this sink's items and nothing else.
+	// The version is the node's; the zero one if it is not known.
+	FindConn(ctx context.Context, cfg cluster.KVConfig, v cluster.Version) (*cluster.Conn, error)
+	// FindOwners names the nodes (KV host:port) that have the given vbuckets,
+	// which the bucket's map gives to nobody. An error of it ends the run unless
+	// another try may help.
+	FindOwners(ctx context.Context, s *CBSink, b *cluster.Bucket, missing []uint16) (map[uint16][]string, error)
+	// Refuse returns why an item cannot be sent at all, or nil.
+	Refuse(it *pump.Item) *pump.Error
+	// Request says which kind of request Append makes of an item.
+	Request(it *pump.Item) Request
+	// Append appends the request for an item, which Refuse let pass.
+	Append(dst []byte, it *pump.Item, to Sending) []byte
+	// Fenced reports that the last request of a round is answered in any case and
+	// so ends it; else a NOOP does.
+	Fenced() bool
+}
+
+// Sending says how an item is sent.
+type Sending struct {
+	Opaque  uint32
+	Last    bool // nothing more follows on this connection in this round
+	Version cluster.Version
+}
+
+// CBSink writes to a bucket of a cluster, each item to the node that has its
+// vbucket.
+type CBSink struct {
+	cfg     CBConfig
+	client  *cluster.Client
+	dialect Dialect
+	log     hclog.Logger
+
+	view   atomic.Pointer[view]
+	mu     sync.Mutex // held while the view is replaced
+	laneOf []int      // lane of each vbucket; fixed by Lanes
+}
+
+// view is the bucket's map at one moment. Indexes of addrs mean the same node in
+// every later view.
+type view struct {
+	bucket *cluster.Bucket
+	addrs  []string
+	owner  []int // of each vbucket an index in addrs, or -1
+}
+
+// NewCB returns a sink for a cluster. It makes no connection.
+func NewCB(_ context.Context, cfg CBConfig) (*CBSink, error) {
+	s, err := NewBase(cfg, nil)
+	if err != nil {
+		return nil, err
+	}
+	s.dialect = &metaDialect{o: s.cfg.Options}
+	return s, nil
+}
+
+// NewBase returns a CBSink that writes the way the dialect says, for sinks that
+// embed it.
+func NewBase(cfg CBConfig, d Dialect) (*CBSink, error) {
+	if cfg.Options == (CBOptions{}) {
+		cfg.Options = DefaultCBOptions()
+	}
+	if cfg.Options.Timeout <= 0 {
+		return nil, pump.Usagef("%s: option timeout must be above 0", role)
+	}
+	if cfg.Bucket == "" {
+		cfg.Bucket = "default"
+	}
+	if cfg.Log == nil {
+		cfg.Log = hclog.NewNullLogger()
+	}
+	client, err := cluster.NewClient(cfg.URL, cluster.Config{
+		Role: role, Username: cfg.Username, Password: cfg.Password, Timeout: cfg.Options.Timeout, Log: cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	cfg.Password = "" // the client has it
+	return &CBSink{cfg: cfg, client: client, dialect: d, log: cfg.Log}, nil
+}
+
+// Client returns the client of the destination's REST port.
+func (s *CBSink) Client() *cluster.Client { return s.client }
+
+// Close closes idle connections; lanes own the others.
+func (s *CBSink) Close() error {
+	s.client.Close()
+	return nil
+}
+
+// current returns the map, asking for it the first time.
+func (s *CBSink) current(ctx context.Context) (*view, error) {
+	if v := s.view.Load(); v != nil {
+		return v, nil
+	}
+	return s.refresh(ctx, nil)
+}
+
+// refresh replaces the view that the caller found wrong. Of several lanes that
+// do so at the same time one asks.
+func (s *CBSink) refresh(ctx context.Context, wrong *view) (*view, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.view.Load()
+	if old != wrong {
+		return old, nil
+	}
+	b, err := s.client.Bucket(ctx, s.cfg.Bucket)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.RequireVBuckets(role); err != nil {
+		return nil, err
+	}
+	v := &view{bucket: b, owner: make([]int, b.Map.Len())}
+	if old != nil {
+		if len(old.owner) != len(v.owner) {
+			return nil, &pump.Error{Code: "vbucket-count", Op: s.op("read its map"),
+				Err:  fmt.Errorf("the bucket had %d vbuckets and now has %d", len(old.owner), len(v.owner)),
+				Hint: "somebody deleted the bucket and made it again; find out who, then run again"}
+		}
+		v.addrs = slices.Clone(old.addrs)
+	}
+	for vb := range v.owner {
+		v.owner[vb] = -1
+		if addr, ok := b.Map.Active(uint16(vb)); ok {
+			v.own(vb, addr)
+		}
+	}
+	s.view.Store(v)
+	if old != nil {
+		s.log.Debug("read the vbucket map again", "bucket", b.Name)
+	}
+	return v, nil
+}
+
+func (v *view) own(vb int, addr string) {
+	i := slices.Index(v.addrs, addr)
+	if i < 0 {
+		i = len(v.addrs)
+		v.addrs = append(v.addrs, addr)
+	}
+	v.owner[vb] = i
+}
+
+// locate finds the owner of a vbucket that the map gives to nobody: in a new
+// map, or as the dialect does.
+func (s *CBSink) locate(ctx context.Context, vb uint16, v *view) (*view, error) {
+	v, err := s.refresh(ctx, v)
+	if err != nil || v.owner[vb] >= 0 {
+		return v, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if v = s.view.Load(); v.owner[vb] >= 0 {
+		return v, nil // another lane found it
+	}
+	var missing []uint16
+	for n, o := range v.owner {
+		if o < 0 {
+			missing = append(missing, uint16(n))
+		}
+	}
+	found, err := s.dialect.FindOwners(ctx, s, v.bucket, missing)
+	if err != nil {
+		return nil, err
+	}
+	switch at := found[vb]; len(at) {
+	case 0:
+		return nil, s.noOwner(fmt.Errorf("vbucket %d has no node", vb))
+	case 1:
+	default:
+		slices.Sort(at)
+		return nil, &pump.Error{Code: "several-owners", Op: s.op("find vbucket " + fmt.Sprint(vb)),
+			Err:  fmt.Errorf("the map gives it to nobody, and more than one node holds it: %v", at),
+			Hint: "find out which node is to have it, and delete it on the others"}
+	}
+	next := &view{bucket: v.bucket, addrs: slices.Clone(v.addrs), owner: slices.Clone(v.owner)}
+	for n, at := range found {
+		if len(at) == 1 && int(n) < len(next.owner) && next.owner[n] < 0 {
+			next.own(int(n), at[0])
+		}
+	}
+	s.view.Store(next)
+	return next, nil
+}
+
+func (s *CBSink) noOwner(why error) error {
+	return &pump.Error{Code: "no-owner", Op: s.op("find the node of each vbucket"), Err: why,
+		Hint: "a node was failed over and no replica was left: recover these vbuckets with cbrecovery, or leave them out with --vbucket-list"}
+}
+
+func (s *CBSink) op(what string) string {
+	return fmt.Sprintf("%s %s, bucket %q: %s", role, s.client.URL(), s.cfg.Bucket, what)
+}
+
+// Lanes reads the map and returns want lanes; with want 0 as many for each node
+// as make at least 4. A lane's vbuckets are of one node as long as the map stays
+// as it is.
+func (s *CBSink) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
+	v, err := s.current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	nodes := max(1, len(v.addrs))
+	if want <= 0 {
+		want = nodes * ((defaultLanes + nodes - 1) / nodes)
+	}
+	want = min(want, max(1, len(v.owner)))
+	s.laneOf = make([]int, len(v.owner))
+	next := make([]int, nodes)
+	for vb, o := range v.owner {
+		if o < 0 {
+			s.laneOf[vb] = vb % want
+			continue
+		}
+		if want <= nodes {
+			s.laneOf[vb] = o % want
+			continue
+		}
+		// Lanes o, o+nodes, o+2·nodes … are this node's, taken in turn.
+		lane := o + next[o]*nodes
+		if lane >= want {
+			lane, next[o] = o, 0
+		}
+		s.laneOf[vb] = lane
+		next[o]++
+	}
+	lanes := make([]pump.Lane, want)
+	for i := range lanes {
+		lanes[i] = &cbLane{sink: s}
+	}
+	return lanes, nil
+}
+
+// Route fills in the vbucket of an item that has none, or of every item with
+// option rehash, and returns its lane.
+func (s *CBSink) Route(it *pump.Item) int {
+	n := len(s.laneOf)
+	if n == 0 {
+		return 0
+	}
+	if it.VBucket == pump.NoVBucket || s.cfg.Options.Rehash {
+		it.VBucket = cluster.VBucketOf(it.Key, n)
+	}
+	return s.laneOf[int(it.VBucket)%n]
+}
+
+// Check logs in to every node of the map and asks it for its vbuckets: those
+// that are to be written must be in a state that can be.
+func (s *CBSink) Check(ctx context.Context) error {
+	v, err := s.current(ctx)
+	if err != nil {
+		return err
+	}
+	want := s.cfg.VBuckets
+	if want == nil || s.cfg.Options.Rehash {
+		want = make([]uint16, len(v.owner))
+		for vb := range want {
+			want[vb] = uint16(vb)
+		}
+	}
+	var lost []uint16
+	for _, vb := range want {
+		switch {
+		case int(vb) >= len(v.owner):
+			return &pump.Error{Class: pump.ClassUsage, Code: "no-vbucket", Op: s.op("check"),
+				Err: fmt.Errorf("there is no vbucket %d: the bucket has %d", vb, len(v.owner))}
+		case v.owner[vb] < 0:
+			next, err := s.locate(ctx, vb, v)
+			if pump.CodeOf(err) == "no-owner" {
+				lost = append(lost, vb)
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			v = next
+		}
+	}
+	if len(lost) > 0 {
+		return s.noOwner(fmt.Errorf("no node has vbuckets %s", list(lost)))
+	}
+	for i, addr := range v.addrs {
+		mine := slices.DeleteFunc(slices.Clone(want), func(vb uint16) bool { return v.owner[vb] != i })
+		states, err := s.states(ctx, v, addr)
+		if err != nil {
+			return err
+		}
+		bad := slices.DeleteFunc(mine, func(vb uint16) bool { return s.dialect.AllowState(states[vb]) })
+		if len(bad) > 0 {
+			return s.badState(addr, bad[0], states[bad[0]], len(bad)-1)
+		}
+	}
+	return nil
+}
+
+func (s *CBSink) badState(addr string, vb uint16, state mcbp.VBState, more int) *pump.Error {
+	text := fmt.Sprintf("vbucket %d is %s there", vb, state)
+	if more > 0 {
+		text += fmt.Sprintf(", and %d more cannot be written either", more)
+	}
+	e := &pump.Error{Code: "vbucket-state", Op: fmt.Sprintf("write to %s node %s", role, addr), Err: errors.New(text), Retry: true,
+		Hint: "wait until a rebalance or warm-up is over"}
+	if state == mcbp.VBReplica || state == mcbp.VBPending {
+		e.Hint = "a recovery writes to such vbuckets (cbrecovery); a copy waits until they are active"
+	}
+	return e
+}
+
+// list prints vbuckets, the first of many.
+func list(vbs []uint16) string {
+	if len(vbs) > 8 {
+		return fmt.Sprintf("%v and %d more", vbs[:8], len(vbs)-8)
+	}
+	return fmt.Sprint(vbs)
+}
+
+// states asks a node for the states of its vbuckets, on a connection of its own:
+// nothing but pushes may travel where TAP messages are pushed.
+func (s *CBSink) states(ctx context.Context, v *view, addr string) ([]mcbp.VBState, error) {
+	states := make([]mcbp.VBState, len(v.owner))
+	err := s.Ask(ctx, v.bucket, addr, func(c *cluster.Conn) error {
+		details, err := c.VBucketDetails(ctx)
+		for vb, info := range details {
+			if int(vb) < len(states) {
+				states[vb] = info.State
+			}
+		}
+		return err
+	})
+	return states, err
+}
+
+// Ask connects to a node, lets ask put its questions, and closes the connection.
+func (s *CBSink) Ask(ctx context.Context, b *cluster.Bucket, addr string, ask func(*cluster.Conn) error) error {
+	c, err := cluster.DialKV(ctx, s.client.KV(b, addr))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return ask(c)
+}

@@ -1,0 +1,158 @@
+package mc
+
+import (
+	"context"
+
+	"github.com/cbpump/cbpump/mcbp"
+	"github.com/cbpump/cbpump/pump"
+)
+
+// resolve finds out what became of the items that conflict resolution refused:
+// it asks for the destination's metadata in one more round, and writes what is
+// left (items whose CAS the server does not take) plainly in another.
+func (l *cbLane) resolve(ctx context.Context, b *pump.Batch) {
+	d, ok := l.sink.dialect.(*metaDialect)
+	if !ok {
+		return
+	}
+	have := make(map[int]*mcbp.ItemMeta, len(l.follow))
+	l.round(ctx, b, l.follow, func(n *node, i int) {
+		n.pipe.Out = mcbp.AppendGetMeta(n.pipe.Out, n.pipe.Opaque(i), b.Items[i].VBucket, b.Items[i].Key)
+	}, func(n *node, i int, status mcbp.Status, f *mcbp.Frame) {
+		switch status {
+		case mcbp.StatusOK:
+			m, err := mcbp.ParseGetMeta(f)
+			if err != nil {
+				l.stop = &pump.Error{Code: "bad-answer", Op: "write to " + role + " node " + n.addr, Err: err}
+				return
+			}
+			have[i] = &m
+		case mcbp.StatusNotFound:
+			have[i] = nil
+		default:
+			l.apply(b, n, i, status, n.rulings.Of(ReqGet, status))
+		}
+	})
+	if l.stop != nil || ctx.Err() != nil {
+		return
+	}
+	plain := map[int]plainWrite{}
+	var left []int
+	for _, i := range l.follow {
+		if b.Verdict(i) != pump.Unconfirmed {
+			continue
+		}
+		meta, answered := have[i]
+		if !answered {
+			b.Settle(i, pump.Retry, errChanged)
+			continue
+		}
+		r, w := d.compare(&b.Items[i], l.nodes[l.view.owner[b.Items[i].VBucket]].version, meta)
+		switch {
+		case r.Cause != nil:
+			b.Settle(i, r.Verdict, r.Cause)
+		case r.Verdict == pump.Done:
+			b.Done(i)
+		default:
+			plain[i] = w
+			left = append(left, i)
+		}
+	}
+	if len(left) == 0 {
+		return
+	}
+	// The metadata was read after the whole batch was sent: a plain write of an
+	// item now would overwrite later states of its key (invariant 5). Such an item
+	// shares the fate of the last one.
+	last := map[string]int{}
+	for i := range b.Items {
+		if v := b.Verdict(i); v != pump.Rejected {
+			last[string(b.Items[i].Key)] = i
+		}
+	}
+	var write []int
+	for _, i := range left {
+		if last[string(b.Items[i].Key)] == i {
+			write = append(write, i)
+		}
+	}
+	l.round(ctx, b, write, func(n *node, i int) {
+		it, w := &b.Items[i], plain[i]
+		if w.op == mcbp.OpDeleteQ {
+			n.pipe.Out = mcbp.AppendKeyed(n.pipe.Out, w.op, n.pipe.Opaque(i), it.VBucket, w.cas, it.Key)
+			return
+		}
+		n.pipe.Out = mcbp.AppendStore(n.pipe.Out, w.op, n.pipe.Opaque(i), it.VBucket, w.cas, it.Flags, AbsoluteExpiry(it.Expiry), it.Key, it.Value)
+	}, func(n *node, i int, status mcbp.Status, _ *mcbp.Frame) {
+		switch {
+		case status == mcbp.StatusOK:
+		case status == mcbp.StatusExists, status == mcbp.StatusNotFound && plain[i].req != ReqDelete:
+			b.Settle(i, pump.Retry, errChanged)
+		default:
+			l.apply(b, n, i, status, n.rulings.Of(plain[i].req, status))
+		}
+	})
+	if ctx.Err() != nil || l.stop != nil {
+		return
+	}
+	for _, i := range write {
+		if b.Verdict(i) == pump.Unconfirmed {
+			b.Done(i)
+		}
+	}
+	for _, i := range left {
+		if j := last[string(b.Items[i].Key)]; j != i {
+			b.Settle(i, b.Verdict(j), b.Cause(j))
+		}
+	}
+}
+
+// round sends one request for each of the given items, in order, to the nodes
+// that have them, and hands over the answers. Items whose node was lost are
+// settled with Retry.
+func (l *cbLane) round(ctx context.Context, b *pump.Batch, which []int, request func(*node, int), answer func(*node, int, mcbp.Status, *mcbp.Frame)) {
+	for _, n := range l.nodes {
+		if n != nil {
+			n.share = 0
+		}
+	}
+	for _, i := range which {
+		at := l.view.owner[b.Items[i].VBucket]
+		n := l.nodes[at]
+		if n.lost != nil || n.pipe == nil {
+			b.Settle(i, pump.Retry, n.lost)
+			continue
+		}
+		if n.share == 0 {
+			n.pipe.Begin(ctx, b.Len(), b.Len())
+		}
+		n.share++
+		l.to[i] = at
+		request(n, i)
+		n.pipe.Sent()
+	}
+	for at, n := range l.nodes {
+		if n == nil || n.share == 0 {
+			continue
+		}
+		n.pipe.End()
+		err := n.pipe.Wait()
+		answers := n.pipe.Answers()
+		for j := range answers {
+			a := &answers[j]
+			if l.to[a.Index] == at {
+				f := n.pipe.Frame(a)
+				answer(n, a.Index, a.Header.Status(), &f)
+			}
+		}
+		if err != nil {
+			l.lose(ctx, b, at, n, err)
+			continue
+		}
+		for i, to := range l.to {
+			if to == at {
+				l.to[i] = settled
+			}
+		}
+	}
+}

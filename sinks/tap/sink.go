@@ -1,0 +1,192 @@
+// Package tap is the specification's TapSink: it pushes items as TAP messages
+// into the nodes of a cluster, and so writes vbuckets that are replica or pending
+// as well as active ones. It is mc.CBSink with another check of vbucket states
+// and connections of its own.
+//
+// There is no conflict resolution under TAP: what is pushed replaces what is
+// there, so nothing is ever Skipped. An answer means "in memory", not "on disk".
+package tap
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/cbpump/cbpump/cluster"
+	"github.com/cbpump/cbpump/mcbp"
+	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/sinks/mc"
+)
+
+// Options of the sink.
+type Options struct {
+	TapConnect bool          `opt:"tap_connect" default:"false" help:"send TAP_CONNECT before the first message, as the specification's findconn does; real servers (2.5.1, 3.0.3, 4.0) abort on TAP_CONNECT followed by a mutation on one connection, and take messages without it, so leave this off"`
+	Rehash     bool          `opt:"rehash" default:"false" help:"compute each item's vbucket from its key instead of taking the source's"`
+	Timeout    time.Duration `opt:"timeout" default:"30s" help:"silence of a node after which a connection is given up"`
+}
+
+// DefaultOptions returns the declared defaults.
+func DefaultOptions() Options {
+	var o Options
+	// The declared defaults are decoded by the same code as user input; a test
+	// proves that they decode.
+	_ = pump.DecodeOptions("tap", nil, &o)
+	return o
+}
+
+// Plugin declares the sink as tap://host[:8091], a cluster's REST address. A
+// frontend without CBSink may change Schemes to http and couchbase.
+func Plugin() pump.SinkPlugin[Options] {
+	return pump.SinkPlugin[Options]{
+		Schemes: []string{"tap"},
+		Summary: "pushes TAP messages into a cluster up to 4.6, also into replica and pending vbuckets: tap://host[:8091]",
+		Doc: "CAS, revision, flags and expiry are kept. There is no conflict resolution: what is pushed replaces what is there, and nothing is skipped. " +
+			"A vbucket that the map gives to nobody is looked for in the map that is to come (vBucketMapForward), then on the nodes: the one that holds it as replica or pending gets it. " +
+			"Values compressed with snappy and values with extended attributes are rejected; TAP sources have none.",
+		New: func(ctx context.Context, t pump.Target, o Options) (pump.Sink, error) {
+			url := t.Name()
+			if t.Scheme == "tap" {
+				url = t.Host()
+			}
+			return New(ctx, Config{URL: url, Env: t.Env, Options: o})
+		},
+	}
+}
+
+// Config says which cluster to push into. Env gives the bucket, the
+// destination's credentials and, for Check, the vbuckets that will be written.
+type Config struct {
+	URL string // http://host[:8091], couchbase://host or host[:8091]
+	pump.Env
+	Options Options // the zero value means DefaultOptions
+}
+
+// Sink pushes items as TAP messages. It is a CBSink in everything else.
+type Sink struct{ *mc.CBSink }
+
+// New returns a sink. It makes no connection.
+func New(_ context.Context, cfg Config) (*Sink, error) {
+	if cfg.Options == (Options{}) {
+		cfg.Options = DefaultOptions()
+	}
+	o := mc.DefaultCBOptions()
+	o.Rehash, o.Timeout = cfg.Options.Rehash, cfg.Options.Timeout
+	base, err := mc.NewBase(mc.CBConfig{URL: cfg.URL, Env: cfg.Env, Options: o}, &dialect{connect: cfg.Options.TapConnect})
+	if err != nil {
+		return nil, err
+	}
+	return &Sink{base}, nil
+}
+
+// dialect is what differs from CBSink.
+type dialect struct{ connect bool }
+
+func (d *dialect) Name() string { return "TAP push" }
+
+// AllowState is the specification's check_base: replica and pending may be
+// written too. A dead vbucket may not: it confirms deletions that it drops.
+func (d *dialect) AllowState(s mcbp.VBState) bool {
+	return s == mcbp.VBActive || s == mcbp.VBReplica || s == mcbp.VBPending
+}
+
+// FindConn is the specification's findconn. The connection becomes a TAP
+// consumer with its first message; TAP_CONNECT goes before that only by option.
+func (d *dialect) FindConn(ctx context.Context, cfg cluster.KVConfig, v cluster.Version) (*cluster.Conn, error) {
+	c, err := cluster.DialKV(ctx, cfg)
+	if err != nil || !d.connect {
+		return c, err
+	}
+	t := mcbp.TapConnect{Name: "cbpump-" + rand.Text(), Flags: mcbp.TapSupportAck}
+	if v.AtLeast(2, 0) {
+		t.Flags |= mcbp.TapFixFlagByteorder
+	}
+	stop := c.Guard(ctx)
+	defer stop()
+	if err = c.SetIdle(cfg.Timeout); err == nil {
+		_, err = c.NetConn().Write(t.Append(nil)) // a good one gets no answer
+	}
+	if err != nil {
+		_ = c.Close()
+		return nil, c.Explain(ctx, "TAP_CONNECT", err)
+	}
+	return c, c.SetIdle(0)
+}
+
+// FindOwners looks in the map that is to come, then asks the nodes: in a
+// recovery the one that holds a missing vbucket as replica or pending is to own
+// it.
+func (d *dialect) FindOwners(ctx context.Context, s *mc.CBSink, b *cluster.Bucket, missing []uint16) (map[uint16][]string, error) {
+	found := make(map[uint16][]string)
+	var unknown []uint16
+	for _, vb := range missing {
+		if addr, ok := b.Map.ForwardActive(vb); ok {
+			found[vb] = []string{addr}
+		} else {
+			unknown = append(unknown, vb)
+		}
+	}
+	if len(unknown) == 0 {
+		return found, nil
+	}
+	addrs := slices.Clone(b.Map.Servers)
+	for _, n := range b.Nodes {
+		if n.KV != "" && !slices.Contains(addrs, n.KV) {
+			addrs = append(addrs, n.KV)
+		}
+	}
+	var failed error
+	for _, addr := range addrs {
+		err := s.Ask(ctx, b, addr, func(c *cluster.Conn) error {
+			details, err := c.VBucketDetails(ctx)
+			for _, vb := range unknown {
+				if s := details[vb].State; s == mcbp.VBReplica || s == mcbp.VBPending {
+					found[vb] = append(found[vb], addr)
+				}
+			}
+			return err
+		})
+		failed = errors.Join(failed, err)
+	}
+	switch {
+	case failed == nil:
+		return found, nil
+	case pump.ClassOf(failed) == pump.ClassDenied:
+		return nil, failed
+	}
+	// A node that was not heard may hold any of them.
+	return nil, pump.Retryable(failed)
+}
+
+// Refuse: without a HELLO a datatype other than plain closes the connection, and
+// servers that speak TAP find JSON by themselves.
+func (d *dialect) Refuse(it *pump.Item) *pump.Error {
+	if it.Op == pump.Mutation && it.Datatype&^mcbp.DatatypeJSON != 0 {
+		return errDatatype
+	}
+	return nil
+}
+
+var errDatatype = &pump.Error{Code: "item-datatype", Err: errors.New("the value is compressed or has extended attributes, which TAP cannot carry")}
+
+func (d *dialect) Request(*pump.Item) mc.Request { return mc.ReqTap }
+
+// Fenced: the last message asks for an acknowledgement, and answers to messages
+// come in order.
+func (d *dialect) Fenced() bool { return true }
+
+func (d *dialect) Append(dst []byte, it *pump.Item, to mc.Sending) []byte {
+	m := mcbp.TapMessage{
+		Opcode: mcbp.OpTapMutation, VBucket: it.VBucket, Opaque: to.Opaque,
+		MsgFlags: mcbp.TapMsgNetworkOrder, TTL: mcbp.TapTTL, CAS: it.CAS,
+		Flags: it.Flags, Expiry: it.Expiry, Rev: max(it.RevSeqno, 1), Key: it.Key, Value: it.Value,
+	}
+	if it.Op != pump.Mutation {
+		m.Opcode, m.Value = mcbp.OpTapDelete, nil
+	}
+	if to.Last {
+		m.MsgFlags |= mcbp.TapMsgAck
+	}
+	return m.Append(dst)
+}

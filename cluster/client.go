@@ -134,7 +134,9 @@ type Response struct {
 // Text returns the body as a person may read it: without markup, at most 300
 // characters, in one line. It may hold what the request sent; Client.Unexpected
 // takes credentials out.
-func (r *Response) Text() string { return clip(plainText(r.Body), 300) }
+func (r *Response) Text() string {
+	return clip(plainText(string(r.Body[:min(len(r.Body), textEnough)])), 300)
+}
 
 // Do sends one request and returns the answer, whatever its status. path is
 // absolute, with escaped parts, and may carry a query; form is sent as the query
@@ -234,7 +236,7 @@ func (c *Client) Unexpected(asked string, r *Response) error {
 }
 
 func (c *Client) said(r *Response) string {
-	text := clip(c.scrub(plainText(r.Body)), 300)
+	text := c.readable(r.Body, 300)
 	if r.Status >= 300 && r.Status < 400 {
 		return fmt.Sprintf("%d and sends us elsewhere, which is not followed", r.Status)
 	}
@@ -242,6 +244,13 @@ func (c *Client) said(r *Response) string {
 		return fmt.Sprintf("%d %s", r.Status, http.StatusText(r.Status))
 	}
 	return fmt.Sprintf("%d %s: %s", r.Status, http.StatusText(r.Status), text)
+}
+
+// readable is the text of a body without markup and without our credentials,
+// which may stand in the markup and in the text.
+func (c *Client) readable(body []byte, n int) string {
+	raw := c.scrub(string(body[:min(len(body), textEnough)]))
+	return clip(c.scrub(plainText(raw)), n)
 }
 
 // scrub takes the client's own credentials out of what a server sent back.

@@ -33,11 +33,19 @@ func hidden(s string) string {
 }
 
 // scrub takes secrets out of text that a server sent, since some echo what they
-// were given.
+// were given; also the beginning of one where the text breaks off.
 func scrub(text string, secrets ...string) string {
+	const telling = 3 // bytes of a secret that are not there by chance
 	for _, s := range secrets {
-		if s != "" {
-			text = strings.ReplaceAll(text, s, "***")
+		if s == "" {
+			continue
+		}
+		text = strings.ReplaceAll(text, s, "***")
+		for n := len(s) - 1; n >= telling; n-- {
+			if kept, cut := strings.CutSuffix(text, s[:n]); cut {
+				text = kept + "***"
+				break
+			}
 		}
 	}
 	return text

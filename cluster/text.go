@@ -35,10 +35,11 @@ func clip(s string, n int) string {
 	return b.String()
 }
 
+// textEnough is how many bytes of a page are looked at for its first words.
+const textEnough = 16 << 10
+
 // plainText is what a person would read of an HTML page, or the text itself.
-func plainText(body []byte) string {
-	const enough = 16 << 10 // of a page, to find its first words
-	s := string(body[:min(len(body), enough)])
+func plainText(s string) string {
 	if !strings.Contains(s, "<") {
 		return s
 	}

@@ -352,7 +352,7 @@ func (c *Client) decode(asked, path string, r *Response, into any) error {
 	case err == nil:
 		return nil
 	case errors.Is(err, errNotJSON):
-		begins := clip(c.scrub(plainText(r.Body)), 80)
+		begins := c.readable(r.Body, 80)
 		if begins == "" {
 			return c.badDocument(asked, path, fmt.Errorf("it is not JSON: %d bytes without any text", len(r.Body)))
 		}

@@ -1,0 +1,580 @@
+package simcluster
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/cbpump/cbpump/mcbp"
+)
+
+// What a connection is used for. Real servers keep TAP producers and consumers
+// apart from plain connections only by assertions.
+const (
+	rolePlain = iota
+	roleProducer
+	roleConsumer
+)
+
+// flushAt is how many bytes of answers are gathered before a write, while more
+// requests are there to be answered.
+const flushAt = 64 << 10
+
+// conn is one KV connection. serve runs in its own goroutine.
+type conn struct {
+	n      *Node
+	nc     net.Conn
+	r      *mcbp.Reader
+	out    []byte
+	bucket atomic.Pointer[nodeBucket] // nil = none selected
+
+	role      int
+	datatype  bool // HELLO granted datatypes
+	challenge []byte
+
+	tap  atomic.Bool // a dump runs on it
+	once sync.Once
+	done chan struct{}
+}
+
+func newConn(n *Node, nc net.Conn) *conn {
+	c := &conn{n: n, nc: nc, r: mcbp.NewReader(nc), done: make(chan struct{})}
+	// Who does not log in is in the default bucket, if there is one.
+	if nb := n.bucket("default"); nb != nil {
+		c.bucket.Store(nb)
+	}
+	return c
+}
+
+func (c *conn) close() {
+	c.once.Do(func() {
+		close(c.done)
+		c.nc.Close()
+	})
+}
+
+func (c *conn) flush() error {
+	if len(c.out) == 0 {
+		return nil
+	}
+	_, err := c.nc.Write(c.out)
+	c.out = c.out[:0]
+	return err
+}
+
+func (c *conn) serve() {
+	for {
+		f, err := c.r.Decode()
+		if errors.Is(err, mcbp.ErrNeedMore) {
+			if c.flush() != nil || c.r.Fill() != nil {
+				return
+			}
+			continue
+		}
+		if err != nil {
+			// Not this protocol, or a body beyond all limits: servers just close.
+			c.flush()
+			return
+		}
+		if !c.request(&f) {
+			c.flush()
+			return
+		}
+		if len(c.out) > flushAt && c.flush() != nil {
+			return
+		}
+	}
+}
+
+// request serves one packet; false closes the connection.
+func (c *conn) request(f *mcbp.Frame) bool {
+	if f.Magic == mcbp.MagicResponse {
+		// Only a TAP producer expects answers, and it reads them itself.
+		return c.role == roleConsumer
+	}
+	fault := c.n.faults.strike(f.Opcode, f.VBucket)
+	if fault == nil {
+		return c.dispatch(f)
+	}
+	switch fault.Action {
+	case Close:
+		return false
+	case Stall:
+		c.stall()
+		return false
+	case Die:
+		c.n.Kill()
+		return false
+	case CutMidFrame, DropAfterEffect:
+		before := len(c.out)
+		c.dispatch(f)
+		keep := before
+		if fault.Action == CutMidFrame {
+			keep += (len(c.out) - before) / 2
+		}
+		c.out = c.out[:min(keep, len(c.out))]
+		return false
+	}
+	c.reply(f, fault.Status, 0, nil, nil, nil)
+	// A refused TAP_CONNECT ends the connection.
+	return f.Opcode != mcbp.OpTapConnect
+}
+
+// stall keeps the connection open and silent until the client or the node ends it.
+func (c *conn) stall() {
+	if c.flush() == nil {
+		io.Copy(io.Discard, c.nc)
+	}
+}
+
+func (c *conn) reply(f *mcbp.Frame, status mcbp.Status, cas uint64, extras, key, value []byte) {
+	c.out = mcbp.AppendFrame(c.out, mcbp.Header{
+		Magic: mcbp.MagicResponse, Opcode: f.Opcode, VBucket: uint16(status), Opaque: f.Opaque, CAS: cas,
+	}, extras, key, value)
+}
+
+// fail answers a refusal with the body that servers give it.
+func (c *conn) fail(f *mcbp.Frame, status mcbp.Status) {
+	var body []byte
+	switch status {
+	case mcbp.StatusNotFound:
+		body = []byte("Not found")
+	case mcbp.StatusNotMyVBucket:
+		body = c.kvMap()
+	}
+	c.reply(f, status, 0, nil, nil, body)
+}
+
+// kvMap is the cluster map that NOT_MY_VBUCKET answers carry.
+func (c *conn) kvMap() []byte {
+	nb := c.bucket.Load()
+	if nb == nil || nb.b.memcached() || c.n.c.cfg.WithoutKVMap {
+		return nil
+	}
+	return nb.b.terseFor(c.n)
+}
+
+const (
+	opReplace             = mcbp.Opcode(0x03)
+	opGetK                = mcbp.Opcode(0x0c)
+	opGetKQ               = mcbp.Opcode(0x0d)
+	opReplaceQ            = mcbp.Opcode(0x13)
+	opQuitQ               = mcbp.Opcode(0x17)
+	opDCPOpen             = mcbp.Opcode(0x50)
+	opGetConfig           = mcbp.Opcode(0xb5)
+	featDatatype   uint16 = 1
+	featTCPNoDelay uint16 = 3
+)
+
+// dispatch serves one request; false closes the connection.
+func (c *conn) dispatch(f *mcbp.Frame) bool {
+	if f.Datatype != 0 && !c.datatype {
+		c.reply(f, mcbp.StatusInvalid, 0, nil, nil, nil)
+		return false
+	}
+	if mcbp.IsTap(f.Opcode) {
+		return c.tapPush(f)
+	}
+	if c.role == roleConsumer && abortsAfterPush(f.Opcode) {
+		c.abort("a request that does not mix with TAP pushes", f)
+		return false
+	}
+	switch f.Opcode {
+	case mcbp.OpNoop:
+		c.reply(f, mcbp.StatusOK, 0, nil, nil, nil)
+		return true
+	case mcbp.OpVersion:
+		c.reply(f, mcbp.StatusOK, 0, nil, nil, []byte(c.n.c.shortVersion()))
+		return true
+	case mcbp.OpQuit:
+		c.reply(f, mcbp.StatusOK, 0, nil, nil, nil)
+		return false
+	case opQuitQ:
+		return false
+	case mcbp.OpHello:
+		c.hello(f)
+		return true
+	case mcbp.OpSASLList:
+		c.reply(f, mcbp.StatusOK, 0, nil, nil, []byte("CRAM-MD5 PLAIN"))
+		return true
+	case mcbp.OpSASLAuth, mcbp.OpSASLStep:
+		c.sasl(f)
+		return true
+	}
+	nb := c.bucket.Load()
+	if nb == nil || nb.gone.Load() {
+		// Without a bucket there is no engine to ask: old servers hang up.
+		return false
+	}
+	if nb.b.memcached() {
+		f.VBucket = 0 // has no meaning there
+	}
+	switch f.Opcode {
+	case mcbp.OpGet, mcbp.OpGetQ, opGetK, opGetKQ:
+		return c.get(nb, f)
+	case mcbp.OpSet, mcbp.OpSetQ, mcbp.OpAdd, mcbp.OpAddQ, opReplace, opReplaceQ:
+		return c.store(nb, f)
+	case mcbp.OpDelete, mcbp.OpDeleteQ:
+		return c.delete(nb, f)
+	case mcbp.OpStat:
+		c.stat(nb, f)
+		return true
+	}
+	if nb.b.memcached() {
+		c.reply(f, mcbp.StatusUnknown, 0, nil, nil, nil)
+		return true
+	}
+	switch f.Opcode {
+	case mcbp.OpGetReplica:
+		c.getReplica(nb, f)
+	case mcbp.OpGetMeta:
+		return c.getMeta(nb, f)
+	case mcbp.OpSetWithMeta, mcbp.OpSetQWithMeta, mcbp.OpAddWithMeta, mcbp.OpAddQWithMeta:
+		return c.setWithMeta(nb, f)
+	case mcbp.OpDeleteWithMeta, mcbp.OpDeleteQWithMeta:
+		return c.deleteWithMeta(nb, f)
+	case mcbp.OpGetVBucket:
+		c.getVBucket(nb, f)
+	case mcbp.OpSetVBucket:
+		c.setVBucket(nb, f)
+	case mcbp.OpDelVBucket:
+		c.delVBucket(nb, f)
+	case mcbp.OpTapConnect:
+		return c.tapConnect(nb, f)
+	case opGetConfig:
+		if body := c.kvMap(); body != nil {
+			c.reply(f, mcbp.StatusOK, 0, nil, nil, body)
+		} else {
+			c.fail(f, mcbp.StatusNotFound)
+		}
+	default:
+		c.reply(f, mcbp.StatusUnknown, 0, nil, nil, nil)
+	}
+	return true
+}
+
+// abort kills the node as an assertion kills a real server's process.
+func (c *conn) abort(why string, f *mcbp.Frame) {
+	c.n.c.log.Warn("the server aborts", "node", c.n.OTP(), "why", why, "request", mcbp.OpcodeName(f.Opcode))
+	c.n.Kill()
+}
+
+func (c *conn) hello(f *mcbp.Frame) {
+	if c.n.c.family < 3 {
+		c.reply(f, mcbp.StatusUnknown, 0, nil, nil, nil)
+		return
+	}
+	v := f.Value()
+	if len(v)%2 != 0 || f.ExtLen != 0 {
+		c.reply(f, mcbp.StatusInvalid, 0, nil, nil, nil)
+		return
+	}
+	c.datatype = false // each HELLO replaces the one before
+	var granted []byte
+	for ; len(v) > 0; v = v[2:] {
+		switch feature := binary.BigEndian.Uint16(v); feature {
+		case featDatatype:
+			c.datatype = true
+			granted = append(granted, v[:2]...)
+		case featTCPNoDelay:
+			granted = append(granted, v[:2]...)
+		}
+	}
+	c.reply(f, mcbp.StatusOK, 0, nil, nil, granted)
+}
+
+// park waits for a vbucket to leave the state pending: real servers answer
+// nothing at all meanwhile. m is locked, and unlocked when park returns.
+func (c *conn) park(m *vbucket) bool {
+	changed := m.changed
+	m.mu.Unlock()
+	if c.flush() != nil {
+		return false
+	}
+	select {
+	case <-changed:
+		return true
+	case <-c.done:
+		return false
+	}
+}
+
+// verdict on a request by the state of its vbucket.
+type verdict int
+
+const (
+	serveIt verdict = iota // the vbucket is locked
+	refused                // answered, unlocked
+	closeIt
+)
+
+// enter locks a request's vbucket and lets it in if the copy is active, or if
+// forced and it is replica or pending. A pending one parks the connection.
+func (c *conn) enter(nb *nodeBucket, f *mcbp.Frame, forced bool) (*vbucket, verdict) {
+	if int(f.VBucket) >= len(nb.copies) {
+		c.fail(f, mcbp.StatusNotMyVBucket)
+		return nil, refused
+	}
+	m := nb.b.vbs[f.VBucket]
+	for {
+		m.mu.Lock()
+		switch s := nb.copies[f.VBucket].state; {
+		case s == mcbp.VBActive, forced && (s == mcbp.VBReplica || s == mcbp.VBPending):
+			return m, serveIt
+		case s == mcbp.VBPending:
+			if !c.park(m) {
+				return nil, closeIt
+			}
+		default:
+			m.mu.Unlock()
+			c.fail(f, mcbp.StatusNotMyVBucket)
+			return nil, refused
+		}
+	}
+}
+
+func badKey(key []byte) bool { return len(key) == 0 || len(key) > maxKeyLen }
+
+func (c *conn) get(nb *nodeBucket, f *mcbp.Frame) bool {
+	if f.ExtLen != 0 || badKey(f.Key()) {
+		c.reply(f, mcbp.StatusInvalid, 0, nil, nil, nil)
+		return true
+	}
+	m, v := c.enter(nb, f, false)
+	if v != serveIt {
+		return v == refused
+	}
+	it := nb.lookup(m, f.VBucket, f.Key())
+	m.mu.Unlock()
+	if it == nil {
+		if f.Opcode != mcbp.OpGetQ && f.Opcode != opGetKQ {
+			c.fail(f, mcbp.StatusNotFound)
+		}
+		return true
+	}
+	var key []byte
+	if f.Opcode == opGetK || f.Opcode == opGetKQ {
+		key = f.Key()
+	}
+	c.replyItem(f, it, key)
+	return true
+}
+
+func (c *conn) replyItem(f *mcbp.Frame, it *item, key []byte) {
+	h := mcbp.Header{Magic: mcbp.MagicResponse, Opcode: f.Opcode, Opaque: f.Opaque, CAS: it.cas}
+	if c.datatype {
+		h.Datatype = it.datatype
+	}
+	var flags [4]byte
+	binary.BigEndian.PutUint32(flags[:], it.flags)
+	c.out = mcbp.AppendFrame(c.out, h, flags[:], key, it.value)
+}
+
+func (c *conn) getReplica(nb *nodeBucket, f *mcbp.Frame) {
+	if int(f.VBucket) >= len(nb.copies) {
+		c.fail(f, mcbp.StatusNotMyVBucket)
+		return
+	}
+	m := nb.b.vbs[f.VBucket]
+	m.mu.Lock()
+	state := nb.copies[f.VBucket].state
+	it := nb.lookup(m, f.VBucket, f.Key())
+	m.mu.Unlock()
+	switch {
+	case state != mcbp.VBReplica:
+		c.fail(f, mcbp.StatusNotMyVBucket)
+	case it == nil:
+		c.fail(f, mcbp.StatusNotFound)
+	default:
+		c.replyItem(f, it, f.Key())
+	}
+}
+
+func quiet(op mcbp.Opcode) bool {
+	switch op {
+	case mcbp.OpSetQ, mcbp.OpAddQ, opReplaceQ, mcbp.OpDeleteQ,
+		mcbp.OpSetQWithMeta, mcbp.OpAddQWithMeta, mcbp.OpDeleteQWithMeta:
+		return true
+	}
+	return false
+}
+
+// datatypeOf is the datatype byte that an item is stored with.
+func (c *conn) datatypeOf(f *mcbp.Frame, value []byte) uint8 {
+	if c.datatype {
+		return f.Datatype
+	}
+	if c.n.c.family >= 3 && looksJSON(value) {
+		return uint8(mcbp.DatatypeJSON)
+	}
+	return 0
+}
+
+func (c *conn) store(nb *nodeBucket, f *mcbp.Frame) bool {
+	if f.ExtLen != 8 || badKey(f.Key()) {
+		c.reply(f, mcbp.StatusInvalid, 0, nil, nil, nil)
+		return true
+	}
+	if len(f.Value()) > maxItem {
+		c.reply(f, mcbp.StatusTooBig, 0, nil, nil, []byte("Too large."))
+		return true
+	}
+	x := f.Extras()
+	it := &item{
+		key: string(f.Key()), value: bytesOf(f.Value()), datatype: c.datatypeOf(f, f.Value()),
+		flags: binary.BigEndian.Uint32(x), expiry: absoluteExpiry(binary.BigEndian.Uint32(x[4:])),
+	}
+	m, v := c.enter(nb, f, false)
+	if v != serveIt {
+		return v == refused
+	}
+	old := nb.lookup(m, f.VBucket, f.Key())
+	status := mcbp.StatusOK
+	switch f.Opcode {
+	case mcbp.OpAdd, mcbp.OpAddQ:
+		if old != nil {
+			status = mcbp.StatusExists
+		}
+	case opReplace, opReplaceQ:
+		if old == nil {
+			status = mcbp.StatusNotFound
+		}
+	}
+	if status == mcbp.StatusOK && f.CAS != 0 {
+		status = casCheck(old, f.CAS)
+	}
+	if status == mcbp.StatusOK {
+		it.cas = c.n.c.cas.next()
+		it.rev = nb.copies[f.VBucket].nextRev(nb.copies[f.VBucket].get(f.Key()))
+		nb.write(m, f.VBucket, it)
+	}
+	m.mu.Unlock()
+	c.written(f, status, it.cas)
+	return true
+}
+
+func casCheck(old *item, cas uint64) mcbp.Status {
+	switch {
+	case old == nil:
+		return mcbp.StatusNotFound
+	case old.cas != cas:
+		return mcbp.StatusExists
+	}
+	return mcbp.StatusOK
+}
+
+// written answers a write: quiet requests hear of failures only.
+func (c *conn) written(f *mcbp.Frame, status mcbp.Status, cas uint64) {
+	if status != mcbp.StatusOK {
+		c.fail(f, status)
+		return
+	}
+	c.n.faults.writes.Add(1)
+	if !quiet(f.Opcode) {
+		c.reply(f, status, cas, nil, nil, nil)
+	}
+}
+
+func (c *conn) delete(nb *nodeBucket, f *mcbp.Frame) bool {
+	if f.ExtLen != 0 || badKey(f.Key()) {
+		c.reply(f, mcbp.StatusInvalid, 0, nil, nil, nil)
+		return true
+	}
+	m, v := c.enter(nb, f, false)
+	if v != serveIt {
+		return v == refused
+	}
+	old := nb.lookup(m, f.VBucket, f.Key())
+	status := mcbp.StatusOK
+	if old == nil {
+		status = mcbp.StatusNotFound
+	} else if f.CAS != 0 {
+		status = casCheck(old, f.CAS)
+	}
+	var cas uint64
+	if status == mcbp.StatusOK {
+		cas = nb.tombstone(m, f.VBucket, old).cas
+	}
+	m.mu.Unlock()
+	c.written(f, status, cas)
+	return true
+}
+
+func (c *conn) getVBucket(nb *nodeBucket, f *mcbp.Frame) {
+	state := mcbp.VBAbsent
+	if int(f.VBucket) < len(nb.copies) {
+		m := nb.b.vbs[f.VBucket]
+		m.mu.Lock()
+		state = nb.copies[f.VBucket].state
+		m.mu.Unlock()
+	}
+	if state == mcbp.VBAbsent {
+		c.reply(f, mcbp.StatusNotMyVBucket, 0, nil, nil, nil)
+		return
+	}
+	c.reply(f, mcbp.StatusOK, 0, nil, nil, binary.BigEndian.AppendUint32(nil, uint32(state)))
+}
+
+func (c *conn) setVBucket(nb *nodeBucket, f *mcbp.Frame) {
+	x := f.Extras()
+	if len(x) == 0 {
+		x = f.Value()
+	}
+	status := mcbp.StatusOK
+	var state mcbp.VBState
+	switch {
+	case len(x) != 4:
+		status = mcbp.StatusInvalid
+	case int(f.VBucket) >= len(nb.copies):
+		status = mcbp.StatusRange
+	default:
+		state = mcbp.VBState(binary.BigEndian.Uint32(x))
+		if state < mcbp.VBActive || state > mcbp.VBDead {
+			status = mcbp.StatusInvalid
+		}
+	}
+	if status != mcbp.StatusOK {
+		c.reply(f, status, 0, nil, nil, nil)
+		if c.n.c.family == 2 {
+			c.reply(f, status, 0, nil, nil, nil) // 2.5.1 says it twice
+		}
+		return
+	}
+	m := nb.b.vbs[f.VBucket]
+	m.mu.Lock()
+	nb.setState(m, f.VBucket, state)
+	m.mu.Unlock()
+	c.reply(f, mcbp.StatusOK, 0, nil, nil, nil)
+}
+
+func (c *conn) delVBucket(nb *nodeBucket, f *mcbp.Frame) {
+	status := mcbp.StatusNotMyVBucket
+	if int(f.VBucket) < len(nb.copies) {
+		m := nb.b.vbs[f.VBucket]
+		m.mu.Lock()
+		switch nb.copies[f.VBucket].state {
+		case mcbp.VBAbsent:
+		case mcbp.VBDead:
+			nb.setState(m, f.VBucket, mcbp.VBAbsent)
+			status = mcbp.StatusOK
+		default:
+			status = mcbp.StatusInvalid // only dead ones may go
+		}
+		m.mu.Unlock()
+	}
+	c.reply(f, status, 0, nil, nil, nil)
+}
+
+// abortsAfterPush reports requests that kill a real server on a connection that
+// has pushed TAP messages.
+func abortsAfterPush(op mcbp.Opcode) bool {
+	return slices.Contains([]mcbp.Opcode{
+		mcbp.OpTapConnect, mcbp.OpSetVBucket, opDCPOpen,
+		mcbp.OpSetWithMeta, mcbp.OpSetQWithMeta, mcbp.OpAddWithMeta, mcbp.OpAddQWithMeta,
+		mcbp.OpDeleteWithMeta, mcbp.OpDeleteQWithMeta,
+	}, op)
+}

@@ -1,0 +1,251 @@
+package simcluster
+
+import (
+	"bytes"
+	"encoding/json"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cbpump/cbpump/mcbp"
+)
+
+const (
+	maxKeyLen  = 250
+	maxItem    = 20 << 20 // ep_max_item_size in bytes
+	thirtyDays = 30 * 24 * 60 * 60
+)
+
+// item is one version of a key. It never changes once it is in a vbucket, so
+// that dumps read it without a lock and replicas share it.
+type item struct {
+	key       string
+	value     []byte
+	flags     uint32
+	expiry    uint32
+	deletedAt uint32 // Unix seconds, tombstones of 4.0 only
+	cas       uint64
+	rev       uint64
+	seqno     uint64
+	at        int64 // when it was written, Unix nanoseconds
+	datatype  uint8
+	deleted   bool
+}
+
+func (it *item) expired(now int64) bool {
+	return !it.deleted && it.expiry != 0 && int64(it.expiry) <= now
+}
+
+func (it *item) doc() Doc {
+	return Doc{
+		Key: []byte(it.key), Value: bytes.Clone(it.value), Flags: it.flags, Expiry: it.expiry,
+		CAS: it.cas, Rev: it.rev, Datatype: it.datatype, Deleted: it.deleted, Seqno: it.seqno,
+	}
+}
+
+// vcopy is one node's copy of a vbucket. The vbucket's lock guards it.
+type vcopy struct {
+	state mcbp.VBState
+	uuid  uint64
+	index map[string]int32 // place in log
+	log   []*item          // in order of writing; nil where a newer version came
+	holes int
+	high  uint64 // highest seqno
+	live  int
+	// maxDeletedRev is where the revisions of new keys go on from, so that a key
+	// that was purged and comes again never has a lower one.
+	maxDeletedRev             uint64
+	creates, updates, deletes uint64
+}
+
+func (v *vcopy) reset() {
+	v.index, v.log, v.holes, v.live, v.high, v.maxDeletedRev = nil, nil, 0, 0, 0, 0
+	v.creates, v.updates, v.deletes = 0, 0, 0
+}
+
+func (v *vcopy) get(key []byte) *item {
+	i, ok := v.index[string(key)]
+	if !ok {
+		return nil
+	}
+	return v.log[i]
+}
+
+// put makes it the newest version of its key. A seqno of 0 gets the next one.
+func (v *vcopy) put(it *item) {
+	if it.seqno == 0 {
+		it.seqno = v.high + 1
+	}
+	v.high = max(v.high, it.seqno)
+	if v.index == nil {
+		v.index = make(map[string]int32)
+	}
+	if i, ok := v.index[it.key]; ok {
+		if !v.log[i].deleted {
+			v.live--
+			v.updates++
+		}
+		v.log[i] = nil
+		v.holes++
+	} else if !it.deleted {
+		v.creates++
+	}
+	if it.deleted {
+		v.deletes++
+		v.maxDeletedRev = max(v.maxDeletedRev, it.rev)
+	} else {
+		v.live++
+	}
+	if v.holes > 64 && v.holes > len(v.log)/2 {
+		v.compact()
+	}
+	v.index[it.key] = int32(len(v.log))
+	v.log = append(v.log, it)
+}
+
+func (v *vcopy) compact() {
+	kept := make([]*item, 0, len(v.log)-v.holes+64)
+	for _, it := range v.log {
+		if it != nil {
+			v.index[it.key] = int32(len(kept))
+			kept = append(kept, it)
+		}
+	}
+	v.log, v.holes = kept, 0
+}
+
+// snapshot returns the items that are there now, oldest write first.
+func (v *vcopy) snapshot() []*item {
+	all := make([]*item, 0, len(v.log)-v.holes)
+	for _, it := range v.log {
+		if it != nil {
+			all = append(all, it)
+		}
+	}
+	return all
+}
+
+// nextRev is the revision of the next version of a key whose newest one is old.
+func (v *vcopy) nextRev(old *item) uint64 {
+	if old != nil {
+		return old.rev + 1
+	}
+	return v.maxDeletedRev + 1
+}
+
+// vbucket is what all nodes share of one vbucket of one bucket.
+type vbucket struct {
+	mu      sync.Mutex
+	chain   []*nodeBucket // the published copies, active first; nil = missing
+	owner   *nodeBucket   // of a missing vbucket that is being recovered
+	lost    *Node         // the node whose failover left no copy
+	changed chan struct{} // closed when a copy's state changes
+}
+
+// stateChanged wakes what is parked on the vbucket. The lock is held.
+func (m *vbucket) stateChanged() {
+	close(m.changed)
+	m.changed = make(chan struct{})
+}
+
+// nodeBucket is one node's part of a bucket.
+type nodeBucket struct {
+	b      *Bucket
+	node   *Node
+	copies []vcopy // by vbucket, each guarded by the vbucket's lock
+	gone   atomic.Bool
+}
+
+// setState changes the state of a copy and wakes parked requests. The lock is held.
+func (nb *nodeBucket) setState(m *vbucket, vb uint16, s mcbp.VBState) {
+	v := &nb.copies[vb]
+	if s == mcbp.VBAbsent {
+		*v = vcopy{}
+	} else if v.state == mcbp.VBAbsent {
+		v.uuid = nb.b.c.cas.next()&0xffffffffffff | 1
+	}
+	v.state = s
+	m.stateChanged()
+}
+
+// write stores it in the node's copy and, if that is the published active copy,
+// in the replicas. The lock is held.
+func (nb *nodeBucket) write(m *vbucket, vb uint16, it *item) {
+	it.at = time.Now().UnixNano()
+	nb.copies[vb].put(it)
+	if len(m.chain) == 0 || m.chain[0] != nb {
+		return
+	}
+	for _, r := range m.chain[1:] {
+		if r != nil && r != nb && r.copies[vb].state == mcbp.VBReplica {
+			r.copies[vb].put(it)
+		}
+	}
+}
+
+// tombstone writes a deletion made by the server itself. The lock is held.
+func (nb *nodeBucket) tombstone(m *vbucket, vb uint16, old *item) *item {
+	it := &item{key: old.key, cas: nb.b.c.cas.next(), rev: old.rev + 1, deleted: true}
+	nb.b.c.stampDeletion(it)
+	nb.write(m, vb, it)
+	return it
+}
+
+// lookup finds a live item and reaps it if its time is over, as any access does.
+// The lock is held.
+func (nb *nodeBucket) lookup(m *vbucket, vb uint16, key []byte) *item {
+	it := nb.copies[vb].get(key)
+	if it == nil || it.deleted {
+		return nil
+	}
+	if it.expired(time.Now().Unix()) {
+		if nb.copies[vb].state == mcbp.VBActive {
+			nb.tombstone(m, vb, it)
+		}
+		return nil
+	}
+	return it
+}
+
+// absoluteExpiry is the rule for expiry times that clients send.
+func absoluteExpiry(exp uint32) uint32 {
+	if exp == 0 || exp > thirtyDays {
+		return exp
+	}
+	return uint32(time.Now().Unix()) + exp
+}
+
+// looksJSON is the server's own test when the client did not negotiate
+// datatypes: an object or an array.
+func looksJSON(value []byte) bool {
+	t := bytes.TrimLeft(value, " \t\r\n")
+	return len(t) > 0 && (t[0] == '{' || t[0] == '[') && json.Valid(value)
+}
+
+// casClock makes CAS values in the manner of a server generation.
+type casClock struct {
+	family int // 2, 3 or 4
+	last   atomic.Uint64
+	start  time.Time
+}
+
+func (g *casClock) next() uint64 {
+	for {
+		var now uint64
+		switch g.family {
+		case 2: // nanoseconds of a clock that begins with the machine
+			now = uint64(time.Since(g.start)) + uint64(time.Hour)
+		case 3: // nanoseconds since 1970
+			now = uint64(time.Now().UnixNano())
+		default: // a hybrid logical clock: the lowest 16 bits count
+			now = uint64(time.Now().UnixNano()) &^ 0xffff
+		}
+		last := g.last.Load()
+		if now <= last {
+			now = last + 1
+		}
+		if g.last.CompareAndSwap(last, now) {
+			return now
+		}
+	}
+}

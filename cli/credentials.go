@@ -1,0 +1,184 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/term"
+
+	"github.com/cbpump/cbpump/pump"
+)
+
+// login is what one side is logged into with.
+type login struct {
+	user, password       string
+	userSet, passwordSet bool // said at all: "" may be meant
+}
+
+// sides says where the credentials of each side come from.
+var sides = [2]struct{ name, userFlag, passwordFlag, fileFlag, userEnv, passwordEnv string }{
+	pump.RoleSource: {"source", "username", "password", "password-file", "CB_REST_USERNAME", "CB_REST_PASSWORD"},
+	pump.RoleSink: {"destination", "username-destination", "password-destination", "password-destination-file",
+		"CB_REST_USERNAME_DEST", "CB_REST_PASSWORD_DEST"},
+}
+
+// login gives both ends their credentials, unless their addresses hold some. With
+// inherit a destination that is a cluster takes from the source's flags what
+// nothing is said about: the user, and the password unless it has a user of its
+// own.
+func (c *common) login(p *Process, say *console, from, to *pump.Resolved, inherit bool) error {
+	src, err := c.loginOf(p, say, pump.RoleSource)
+	if err != nil {
+		return err
+	}
+	dst, err := c.loginOf(p, say, pump.RoleSink)
+	if err != nil {
+		return err
+	}
+	if inherit && !dst.userSet && serverOf(&to.Target).cluster {
+		dst.user = src.user
+		if !dst.passwordSet {
+			dst.password = src.password
+		}
+	}
+	for _, end := range []struct {
+		t *pump.Target
+		l login
+	}{{&from.Target, src}, {&to.Target, dst}} {
+		if end.t.Username == "" && end.t.Password == "" {
+			end.t.Username, end.t.Password = end.l.user, end.l.password
+		}
+	}
+	return nil
+}
+
+// loginOf asks, in this order: flag, file, environment, and a prompt when there
+// is a user name and a terminal.
+func (c *common) loginOf(p *Process, say *console, role pump.Role) (l login, err error) {
+	side, f := sides[role], c.logins[role]
+	if l.user, l.userSet = f.user, c.given(side.userFlag); !l.userSet {
+		l.user, l.userSet = p.env(side.userEnv)
+	}
+	l.passwordSet = true
+	switch {
+	case c.given(side.passwordFlag) && f.file != "":
+		return l, c.usage("--%s and --%s both give the password of the %s", side.passwordFlag, side.fileFlag, side.name)
+	case c.given(side.passwordFlag):
+		l.password = f.password
+		return l, nil
+	case f.file != "":
+		l.password, err = readPassword("--"+side.fileFlag, f.file, say)
+		return l, err
+	}
+	if l.password, l.passwordSet = p.env(side.passwordEnv); l.passwordSet || l.user == "" {
+		return l, nil
+	}
+	l.password, err = prompt(p, fmt.Sprintf("Password of %s at the %s: ", quoteText(l.user), side.name))
+	l.passwordSet = true
+	if errors.Is(err, errNoTerminal) {
+		return l, &pump.Error{
+			Class: pump.ClassUsage, Code: "no-password",
+			Err:  fmt.Errorf("there is a user name for the %s but no password, and no terminal to ask on", side.name),
+			Hint: fmt.Sprintf("Set %s, or give --%s FILE or --%s (an empty one is '').", side.passwordEnv, side.fileFlag, side.passwordFlag),
+		}
+	}
+	return l, err
+}
+
+// readPassword reads a password file: its first line.
+func readPassword(flag, path string, say *console) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", &pump.Error{Class: pump.ClassUsage, Code: "password-file", Op: "read the password for " + flag, Err: err}
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err == nil && info.Mode().IsRegular() && info.Mode().Perm()&0o004 != 0 {
+		say.Warn(fmt.Sprintf("%s: every user of this machine can read %s; chmod 600 would keep it secret", flag, path))
+	}
+	const limit = 4096
+	text, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return "", &pump.Error{Class: pump.ClassUsage, Code: "password-file", Op: "read the password for " + flag, Err: err}
+	}
+	line, _, _ := strings.Cut(string(text), "\n")
+	if len(line) > limit {
+		return "", pump.Usagef("%s: the first line of %s is too long for a password", flag, path)
+	}
+	return strings.TrimSuffix(line, "\r"), nil
+}
+
+var errNoTerminal = errors.New("no terminal")
+
+// prompt asks for a password on the terminal without showing it. The terminal is
+// raw meanwhile, so that Ctrl-C arrives as a key and the terminal is put right
+// before the command ends.
+func prompt(p *Process, text string) (string, error) {
+	in, ok := p.Stdin.(*os.File)
+	if !ok || !term.IsTerminal(int(in.Fd())) {
+		return "", errNoTerminal
+	}
+	state, err := term.MakeRaw(int(in.Fd()))
+	if err != nil {
+		return "", errNoTerminal
+	}
+	defer func() { _ = term.Restore(int(in.Fd()), state) }()
+	t := term.NewTerminal(struct {
+		io.Reader
+		io.Writer
+	}{in, p.Stderr}, "")
+	pass, err := t.ReadPassword(text)
+	if err != nil {
+		return "", &pump.Error{Class: pump.ClassInterrupted, Code: "interrupted", Err: errors.New("no password was entered")}
+	}
+	return pass, nil
+}
+
+// secrets lists what must not stand in the process title: passwords from flags,
+// from specs, and the values of secret options.
+func (c *common) secrets(r *pump.Registry) []string {
+	var found []string
+	for _, l := range c.logins {
+		found = append(found, l.password)
+	}
+	if values, err := parseExtras(c.extras); err == nil {
+		for name, v := range values {
+			if isSecret(r, name) {
+				found = append(found, v)
+			}
+		}
+	}
+	for _, spec := range c.set.Args() {
+		spec, query, _ := strings.Cut(spec, "?")
+		if _, rest, ok := strings.Cut(spec, "//"); ok {
+			authority, _, _ := strings.Cut(rest, "/")
+			if at := strings.LastIndexByte(authority, '@'); at >= 0 {
+				_, pass, _ := strings.Cut(authority[:at], ":")
+				found = append(found, pass)
+			}
+		}
+		for _, pair := range strings.Split(query, "&") {
+			if name, v, _ := strings.Cut(pair, "="); isSecret(r, name) {
+				found = append(found, v)
+			}
+		}
+	}
+	return found
+}
+
+// isSecret reports whether any plugin declares the option as a secret.
+func isSecret(r *pump.Registry, name string) bool {
+	name = strings.TrimPrefix(strings.TrimPrefix(strings.TrimSpace(name), "source."), "sink.")
+	for _, role := range []pump.Role{pump.RoleSource, pump.RoleSink} {
+		for _, p := range r.Plugins(role) {
+			for _, o := range p.Options {
+				if o.Secret && o.Name == name {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}

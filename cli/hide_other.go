@@ -1,0 +1,6 @@
+//go:build !linux
+
+package cli
+
+// hideArgs does nothing where the arguments of a process cannot be overwritten.
+func hideArgs([]string) {}

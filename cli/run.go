@@ -1,0 +1,150 @@
+package cli
+
+import (
+	"context"
+
+	"fmt"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"github.com/cbpump/cbpump/pump"
+)
+
+// stopper turns signals into the two ways to stop: the first one closes Stop, so
+// that what was read is finished; the second cancels the context.
+type stopper struct {
+	Stop <-chan struct{}
+
+	say    *console
+	stop   chan struct{}
+	cancel context.CancelFunc
+
+	mu  sync.Mutex
+	sig syscall.Signal // the first signal, 0 if none
+}
+
+// guard watches signals until release is called. The returned context is the one
+// to work with.
+func guard(ctx context.Context, p *Process, say *console) (work context.Context, s *stopper, release func()) {
+	work, cancel := context.WithCancel(ctx)
+	s = &stopper{say: say, stop: make(chan struct{}), cancel: cancel}
+	s.Stop = s.stop
+	say.mu.Lock()
+	say.broken = func() { s.on(syscall.SIGPIPE) }
+	say.mu.Unlock()
+	signals, unsubscribe := p.Signals, func() {}
+	if signals == nil {
+		// Room for a signal of each kind, so that none is lost while one is handled.
+		ch := make(chan os.Signal, 8)
+		wanted := []os.Signal{syscall.SIGTERM, syscall.SIGPIPE}
+		for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGHUP} {
+			if !signal.Ignored(sig) { // by nohup, or by a shell for its background jobs
+				wanted = append(wanted, sig)
+			}
+		}
+		signal.Notify(ch, wanted...)
+		signals, unsubscribe = ch, func() { signal.Stop(ch) }
+	}
+	done := make(chan struct{})
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			case sig := <-signals:
+				if sig, ok := sig.(syscall.Signal); ok {
+					s.on(sig)
+				}
+			}
+		}
+	})
+	return work, s, func() {
+		close(done)
+		watcher.Wait()
+		unsubscribe()
+		cancel()
+	}
+}
+
+var signalName = map[syscall.Signal]string{
+	syscall.SIGINT: "SIGINT", syscall.SIGTERM: "SIGTERM", syscall.SIGHUP: "SIGHUP", syscall.SIGPIPE: "SIGPIPE",
+}
+
+func (s *stopper) on(sig syscall.Signal) {
+	s.mu.Lock()
+	first := s.sig == 0
+	if first {
+		s.sig = sig
+	}
+	s.mu.Unlock()
+	switch {
+	case first:
+		close(s.stop)
+		if sig != syscall.SIGPIPE {
+			s.say.Notice("%s: stopping; what was read is being finished. Once more stops at once.", signalName[sig])
+		}
+	case sig != syscall.SIGPIPE:
+		s.say.Notice("%s again: stopping at once.", signalName[sig])
+		s.cancel()
+	}
+}
+
+// signal returns the signal that stopped the run, 0 if none.
+func (s *stopper) signal() syscall.Signal {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sig
+}
+
+// finish says how a run ended and returns its exit code. result makes the JSON
+// line that comes last; nil means that there is none.
+func finish(say *console, err error, sig syscall.Signal, result func(code int) any) int {
+	say.Clear()
+	code := pump.ExitCode(err, sig)
+	if err != nil && sig != syscall.SIGPIPE {
+		say.Error(err)
+	}
+	if result != nil {
+		say.Emit(result(code))
+	}
+	return code
+}
+
+// Error says an error: one paragraph with what, where and why, then the hint.
+func (c *console) Error(err error) {
+	message, hint := plain(err), hintOf(err)
+	fmt.Fprintf(c, "%s: %s\n", c.name, message)
+	if hint != "" {
+		fmt.Fprintf(c, "hint: %s\n", hint)
+	}
+	c.Emit(errorLine{"error", className[pump.ClassOf(err)], pump.CodeOf(err), message, hint})
+}
+
+// Notice prints one line for people unless --silent asks for none.
+func (c *console) Notice(format string, args ...any) {
+	if !c.silent {
+		fmt.Fprintf(c, "%s: %s\n", c.name, fmt.Sprintf(format, args...))
+	}
+}
+
+// begin parses the arguments and does what needs no work: --help, --version and
+// wrong flags. over says that the command has ended with code.
+func begin(p *Process, c *common, r *pump.Registry, help string) (say *console, over bool, code int) {
+	err := c.parse(p.Args)
+	p.hide(c.secrets(r))
+	say = newConsole(p, c)
+	switch {
+	case err == nil && c.help:
+		fmt.Fprint(p.Stdout, help)
+		return say, true, 0
+	case err == nil && c.version:
+		fmt.Fprintf(p.Stdout, "%s %s\n", p.Name, version())
+		return say, true, 0
+	case err != nil:
+		return say, true, finish(say, err, 0, nil)
+	}
+	return say, false, 0
+}

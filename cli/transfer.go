@@ -1,0 +1,256 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"slices"
+
+	"github.com/cbpump/cbpump/pump"
+)
+
+// transferFlags are the flags of cbtransfer.
+type transferFlags struct {
+	*common
+	id          string
+	key         string
+	operation   string
+	singleNode  bool
+	listPlugins bool
+}
+
+func newTransferFlags(name string) *transferFlags {
+	f := &transferFlags{common: newCommon(name)}
+	s := f.set
+	s.StringVarP(&f.bucketSource, "bucket-source", "b", "default", "")
+	s.StringVarP(&f.bucketDestination, "bucket-destination", "B", "", "")
+	s.StringVarP(&f.id, "id", "i", "", "")
+	s.StringVar(&f.vbuckets, "vbucket-list", "", "")
+	s.StringVarP(&f.key, "key", "k", "", "")
+	s.BoolVar(&f.singleNode, "single-node", false, "")
+	s.StringVar(&f.operation, "destination-operation", "", "")
+	f.addShared()
+	s.BoolVar(&f.listPlugins, "list-plugins", false, "")
+	return f
+}
+
+// Transfer is the command cbtransfer with the plugins of r. It returns the exit
+// code.
+func Transfer(ctx context.Context, r *pump.Registry, p *Process) int {
+	f := newTransferFlags(p.Name)
+	say, over, code := begin(p, f.common, r, transferHelp)
+	if over {
+		return code
+	}
+	if f.listPlugins {
+		return finish(say, listPlugins(p, r, f.json), 0, nil)
+	}
+	job := &transfer{say: say, flags: f}
+	work, stop, release := guard(ctx, p, say)
+	defer release()
+	err := job.prepare(p, r)
+	if err == nil {
+		err = job.run(work, stop.Stop)
+	}
+	if job.report != nil {
+		say.Clear()
+		say.Print("%s", reportText(job.report))
+	}
+	return finish(say, err, stop.signal(), job.result)
+}
+
+// transfer is one run of cbtransfer.
+type transfer struct {
+	say   *console
+	flags *transferFlags
+
+	from, to    *pump.Resolved
+	settings    pump.Settings
+	filter      func(*pump.Item) bool
+	report      *pump.Report
+	dryRunFound pump.Estimate
+}
+
+// prepare turns the flags into a source, a sink and settings; it contacts nobody.
+func (t *transfer) prepare(p *Process, r *pump.Registry) error {
+	f := t.flags
+	source, sink, err := f.positional("source", "destination")
+	if err != nil {
+		return err
+	}
+	vbuckets, err := f.vbucketFilter()
+	if err != nil {
+		return err
+	}
+	if t.filter, err = itemFilter(f.key, vbuckets); err != nil {
+		return err
+	}
+	extras, err := parseExtras(f.extras)
+	if err != nil {
+		return err
+	}
+	log := t.say.logger(f.verbose)
+	env := pump.Env{
+		Bucket: f.bucketSource, VBuckets: vbuckets, SingleNode: f.singleNode, Threads: f.threads, Log: log.Named("source"),
+	}
+	if t.from, err = r.Resolve(pump.RoleSource, source, env); err != nil {
+		return err
+	}
+	env.Bucket, env.Log = f.bucketDestination, log.Named("sink")
+	if env.Bucket == "" {
+		env.Bucket = f.bucketSource
+	}
+	if t.to, err = r.Resolve(pump.RoleSink, sink, env); err != nil {
+		return err
+	}
+	if err := f.login(p, t.say, t.from, t.to, true); err != nil {
+		return err
+	}
+	t.settings = pump.DefaultSettings()
+	if err := pump.AssignOptions(extras, t.from, t.to, &t.settings); err != nil {
+		return err
+	}
+	if f.operation != "" {
+		const name = "operation"
+		if !declares(t.to.Plugin, name) {
+			return f.usage("--destination-operation: the sink %s has no choice of operations", t.to.Target.Scheme)
+		}
+		t.to.Set(name, f.operation)
+	}
+	return refuseSame(t.from, t.to)
+}
+
+// run opens both ends and moves the items, or only looks at both ends.
+func (t *transfer) run(ctx context.Context, stop <-chan struct{}) error {
+	source, err := t.from.OpenSource(ctx)
+	if err != nil {
+		return err
+	}
+	sink, err := t.to.OpenSink(ctx)
+	if err != nil {
+		_ = source.Close() // nothing was read; the sink's error is what matters
+		return err
+	}
+	if t.flags.dryRun {
+		return t.dryRun(ctx, source, sink)
+	}
+	say := t.say
+	say.Print("%s: %s to %s", say.name, endText(t.from), endText(t.to))
+	var meter meter
+	cfg := pump.Config{
+		Source: source, Sink: sink, Settings: t.settings, Threads: t.flags.threads,
+		Filter: t.filter, Log: say.logger(t.flags.verbose).Named("pump"), Stop: stop, KeepGoing: true,
+		ProgressEvery: say.every(),
+		Progress: func(s pump.Snapshot) {
+			r := meter.feed(&s)
+			say.Status(progressText(&s, r))
+			say.Emit(progressOf(&s, r))
+		},
+	}
+	if say.out != nil && !say.silent {
+		cfg.OnVerdict = func(it *pump.Item, v pump.Verdict, why error) {
+			if v == pump.Rejected {
+				say.Emit(rejectedOf(it.Op, it.VBucket, it.Key, why))
+			}
+		}
+	}
+	t.report, err = pump.Run(ctx, cfg)
+	return err
+}
+
+func (t *transfer) dryRun(ctx context.Context, source pump.Source, sink pump.Sink) (err error) {
+	defer func() {
+		if cerr := source.Close(); err == nil {
+			err = cerr
+		}
+		if cerr := sink.Close(); err == nil {
+			err = cerr
+		}
+	}()
+	if err := pump.Check(ctx, source, sink); err != nil {
+		return err
+	}
+	size := "the source does not say how much"
+	if e, ok := pump.As[pump.Estimator](source); ok {
+		if t.dryRunFound, err = e.Estimate(ctx); err != nil {
+			return err
+		}
+		size = grouped(t.dryRunFound.Items) + " items"
+	}
+	t.say.Print("%s: dry run: both ends can be used; would copy %s to %s: %s", t.say.name, endText(t.from), endText(t.to), size)
+	return nil
+}
+
+// vbucketFilter reads -i and --vbucket-list.
+func (f *transferFlags) vbucketFilter() ([]uint16, error) {
+	switch {
+	case f.given("id") && f.given("vbucket-list"):
+		return nil, f.usage("-i and --vbucket-list both choose vbuckets; give one of them")
+	case f.given("id"):
+		list, err := pump.ParseVBuckets(f.id)
+		if err == nil && len(list) != 1 {
+			err = f.usage("-i/--id takes one vbucket; --vbucket-list takes several")
+		}
+		return list, err
+	case f.given("vbucket-list"):
+		return pump.ParseVBuckets(f.vbuckets)
+	}
+	return nil, nil
+}
+
+// itemFilter chooses items by key and vbucket; nil chooses all. A source is told
+// the vbuckets too, so that it need not read the others.
+func itemFilter(key string, vbuckets []uint16) (func(*pump.Item) bool, error) {
+	if key == "" && vbuckets == nil {
+		return nil, nil
+	}
+	re, err := regexp.Compile(key)
+	if err != nil {
+		return nil, &pump.Error{
+			Class: pump.ClassUsage, Code: "usage", Op: "-k/--key", Err: err,
+			Hint: "It is a regular expression in RE2 syntax, found anywhere in the key; ^ and $ tie it to begin and end.",
+		}
+	}
+	return func(it *pump.Item) bool {
+		if vbuckets != nil {
+			if _, found := slices.BinarySearch(vbuckets, it.VBucket); !found {
+				return false
+			}
+		}
+		return key == "" || re.Match(it.Key)
+	}, nil
+}
+
+// endText names one end of a transfer.
+func endText(r *pump.Resolved) string {
+	name := r.Target.Name()
+	if serverOf(&r.Target).bucket {
+		name += fmt.Sprintf(" (bucket %s)", r.Target.Bucket)
+	}
+	return quoteText(name)
+}
+
+// resultLine ends the lines of cbtransfer --json.
+type resultLine struct {
+	Type     string `json:"type"` // "result"
+	Command  string `json:"command"`
+	ExitCode int    `json:"exit_code"`
+	DryRun   bool   `json:"dry_run"`
+	counters
+	Total   uint64        `json:"items_total"`
+	Causes  []causeField  `json:"causes"`
+	Streams []streamField `json:"streams"`
+}
+
+func (t *transfer) result(code int) any {
+	l := resultLine{Type: "result", Command: "cbtransfer", ExitCode: code, DryRun: t.flags.dryRun, Total: t.dryRunFound.Items}
+	r := t.report
+	if r == nil {
+		r = &pump.Report{}
+	}
+	if t.report != nil {
+		l.Total = r.Estimate.Items
+	}
+	l.counters, l.Causes, l.Streams = countersOf(r.Snapshot), causesOf(r), streamsOf(r)
+	return l
+}

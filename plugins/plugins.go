@@ -1,0 +1,45 @@
+// Package plugins is the one visible list of what is built in.
+//
+// A command of one's own starts from Transfer and registers more:
+//
+//	registry, err := plugins.Transfer()
+//	if err == nil {
+//		err = pump.RegisterSink(registry, mySink)
+//	}
+package plugins
+
+import (
+	"errors"
+
+	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/sinks/mc"
+	"github.com/cbpump/cbpump/sinks/null"
+	sinktap "github.com/cbpump/cbpump/sinks/tap"
+	"github.com/cbpump/cbpump/sources/gen"
+	sourcetap "github.com/cbpump/cbpump/sources/tap"
+)
+
+// Transfer returns a new registry with every built-in source and sink: what
+// cbtransfer has.
+func Transfer() (*pump.Registry, error) {
+	r := &pump.Registry{}
+	return r, errors.Join(
+		pump.RegisterSource(r, sourcetap.Plugin()),
+		pump.RegisterSource(r, gen.Plugin()),
+		pump.RegisterSink(r, mc.Plugin()),
+		pump.RegisterSink(r, mc.CBPlugin()),
+		pump.RegisterSink(r, sinktap.Plugin()),
+		pump.RegisterSink(r, null.Plugin()),
+	)
+}
+
+// Recovery returns a new registry with the fixed pair of cbrecovery: the TAP dump
+// as source and the TAP push as sink, of whole clusters both, since one node alone
+// has no map to recover by.
+func Recovery() (*pump.Registry, error) {
+	source, sink := sourcetap.Plugin(), sinktap.Plugin()
+	source.Schemes = []string{"http", "couchbase"}
+	sink.Schemes = source.Schemes
+	r := &pump.Registry{}
+	return r, errors.Join(pump.RegisterSource(r, source), pump.RegisterSink(r, sink))
+}

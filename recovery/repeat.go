@@ -34,15 +34,15 @@ func (r repeater) call(ctx context.Context, send func() error, done func() (bool
 		if done == nil {
 			continue
 		}
-		// Where the state cannot be read either, repeating would be guessing.
-		if ok, derr := done(); derr != nil {
-			if !pump.IsRetryable(derr) {
-				return err
-			}
-			r.log.Warn("reading back what the request did failed", "reason", derr)
-		} else if ok {
+		ok, derr := done()
+		if ok {
 			r.log.Info("the request had taken effect although its answer was lost")
 			return nil
+		}
+		if derr != nil {
+			// Where the state cannot be read, repeating would be guessing.
+			r.log.Warn("reading back what the request did failed", "reason", derr)
+			return err
 		}
 	}
 }

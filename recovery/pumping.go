@@ -1,0 +1,27 @@
+package recovery
+
+import (
+	"context"
+	"slices"
+
+	"github.com/cbpump/cbpump/pump"
+	sinktap "github.com/cbpump/cbpump/sinks/tap"
+	sourcetap "github.com/cbpump/cbpump/sources/tap"
+)
+
+// The fixed pair of the specification's find_handlers: TAPDumpSource and TapSink.
+
+func (r *run) openSource(ctx context.Context, vbs []uint16) (pump.Source, error) {
+	return sourcetap.New(ctx, sourcetap.Config{URL: r.opt.Source.URL, Env: r.env(r.opt.Source, vbs)})
+}
+
+func (r *run) openSink(ctx context.Context, vbs []uint16) (pump.Sink, error) {
+	return sinktap.New(ctx, sinktap.Config{URL: r.opt.Destination.URL, Env: r.env(r.opt.Destination, vbs)})
+}
+
+func (r *run) env(end Endpoint, vbs []uint16) pump.Env {
+	return pump.Env{
+		Bucket: end.Bucket, Username: end.Username, Password: end.Password,
+		VBuckets: slices.Sorted(slices.Values(vbs)), Threads: r.opt.Threads, Log: r.opt.Log,
+	}
+}

@@ -1,0 +1,301 @@
+package recovery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/cbpump/cbpump/cluster"
+	"github.com/cbpump/cbpump/pump"
+)
+
+// Run recovers the missing vbuckets of the destination. The result is never nil
+// and says what is known, whatever the error. The error is nil only if every
+// vbucket of the plan is recovered or nothing was missing. Its class is that of
+// wrong use, of an endpoint that cannot be reached or denies access, of an
+// interruption, and ClassFailed when vbuckets are left.
+//
+// Cancelling ctx stops at once; closing Options.Stop stops in order.
+func Run(ctx context.Context, opt Options) (*Result, error) {
+	r := &run{opt: opt, res: &Result{}, out: make(map[uint16]*Outcome)}
+	err := r.all(ctx)
+	for _, vb := range sortedKeys(r.out) {
+		r.res.Outcomes = append(r.res.Outcomes, *r.out[vb])
+	}
+	return r.res, err
+}
+
+// run is one recovery under way. One goroutine goes through the phases; the
+// transfer's callbacks come from others and touch nothing but tally.
+type run struct {
+	opt   Options
+	res   *Result
+	again repeater
+
+	src, dst *side
+	api      Dialect
+	plan     *Plan
+	out      map[uint16]*Outcome
+	todo     []uint16          // to be transferred
+	owners   map[uint16]string // named by the dialect
+	tally    tally
+	verified []uint16 // may be activated (invariant 6)
+	publish  []uint16 // active at their owners and verified
+
+	emitting sync.Mutex
+}
+
+func (r *run) all(ctx context.Context) error {
+	if err := r.opt.check(); err != nil {
+		return err
+	}
+	t := r.opt.Timing
+	r.again = repeater{tries: t.Tries, min: t.RetryMin, max: t.RetryMax, log: r.opt.Log}
+	if err := r.phase(PhasePlan, 0, func() error { return r.makePlan(ctx) }, nil); err != nil {
+		return err
+	}
+	defer r.src.client.Close()
+	defer r.dst.client.Close()
+	r.res.Plan = r.plan
+	r.emit(Planned{r.plan})
+	if r.plan.Nothing() || r.opt.DryRun {
+		return r.left()
+	}
+	if r.stopped() {
+		return r.interrupted()
+	}
+	if len(r.plan.With(ActionCreate, ActionResume, ActionPublish)) == 0 {
+		return r.left() // nodes are replaced to recover something, not for nothing
+	}
+	if err := r.carryOut(ctx); err != nil {
+		return err
+	}
+	return r.left()
+}
+
+// carryOut is everything that changes the destination.
+func (r *run) carryOut(ctx context.Context) (err error) {
+	begun := false
+	defer func() {
+		if !begun {
+			return
+		}
+		// What was begun at the destination is ended even if the run was cut.
+		endCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opt.Timing.Request)
+		defer cancel()
+		if eerr := r.api.End(endCtx); eerr != nil && err == nil {
+			err = eerr
+		}
+	}()
+	todo := r.plan.With(ActionCreate, ActionResume)
+	err = r.phase(PhasePrepare, len(todo), func() error {
+		begun = true
+		return r.prepare(ctx, todo)
+	}, func() int { return len(r.todo) })
+	if err != nil {
+		return err
+	}
+	if len(r.todo) > 0 && !r.stopped() {
+		err := r.phase(PhaseTransfer, len(r.todo), func() error { return r.transfer(ctx) }, func() int { return len(r.transferred()) })
+		if err != nil {
+			return err
+		}
+	}
+	good := r.transferred()
+	if n := len(good) + len(r.plan.With(ActionPublish)); n > 0 {
+		err := r.phase(PhaseVerify, n, func() error { return r.verify(ctx, good) }, func() int { return len(r.verified) + len(r.publish) })
+		if err != nil {
+			return err
+		}
+	}
+	if len(r.verified) > 0 {
+		before := len(r.publish)
+		err := r.phase(PhaseActivate, len(r.verified), func() error { return r.activate(ctx) }, func() int { return len(r.publish) - before })
+		if err != nil {
+			return err
+		}
+	}
+	if len(r.publish) > 0 {
+		return r.phase(PhasePublish, len(r.publish), func() error { return r.publishMap(ctx) }, r.recovered)
+	}
+	return nil
+}
+
+// phase runs one phase between its two events. n is how many vbuckets it is
+// about; done tells afterwards how many got through.
+func (r *run) phase(p Phase, n int, f func() error, done func() int) error {
+	r.emit(PhaseStarted{p, n})
+	began := time.Now()
+	err := f()
+	e := PhaseEnded{Phase: p, Elapsed: time.Since(began), Err: err}
+	if done != nil {
+		e.Done = done()
+		e.Left = n - e.Done
+	}
+	r.emit(e)
+	return err
+}
+
+func (r *run) recovered() int {
+	n := 0
+	for _, o := range r.out {
+		if o.State == StateRecovered {
+			n++
+		}
+	}
+	return n
+}
+
+func (r *run) emit(e Event) {
+	r.emitting.Lock()
+	defer r.emitting.Unlock()
+	if _, ok := e.(Progress); !ok {
+		r.opt.Log.Debug(e.String())
+	}
+	if r.opt.OnEvent != nil {
+		r.opt.OnEvent(e)
+	}
+}
+
+func (r *run) warn(code, text, hint string) {
+	if r.opt.OnEvent == nil { // else who shows events shows this one
+		r.opt.Log.Warn(text)
+	}
+	r.emit(Warning{Code: code, Text: text, Hint: hint})
+}
+
+// fail names the reason why a vbucket does not get further. The first counts.
+func (r *run) fail(p Phase, vb uint16, err error) {
+	o := r.out[vb]
+	if o.Err != nil {
+		return
+	}
+	o.Err = err
+	r.emit(VBucketEvent{Step: StepFailed, Phase: p, Outcome: *o})
+}
+
+func (r *run) step(p Phase, vb uint16, name string) {
+	r.emit(VBucketEvent{Step: name, Phase: p, Outcome: *r.out[vb]})
+}
+
+func (r *run) stopped() bool {
+	select {
+	case <-r.opt.Stop: // a nil channel never fires
+		return true
+	default:
+		return false
+	}
+}
+
+func (r *run) interrupted() error {
+	r.res.Interrupted = true
+	var left []uint16
+	for _, vb := range sortedKeys(r.out) {
+		if r.out[vb].State != StateRecovered {
+			left = append(left, vb)
+		}
+	}
+	return &pump.Error{Class: pump.ClassInterrupted, Code: "interrupted", Op: "recovery",
+		Err:  fmt.Errorf("stopped; %d of %s recovered, left: %s", len(r.out)-len(left), count(len(r.out), "vbucket"), pump.FormatVBuckets(left)),
+		Hint: "No vbucket is half active. Run the command again: it does only what is left."}
+}
+
+// left is the error of a run that came to its end with vbuckets left over.
+func (r *run) left() error {
+	var left, open []uint16
+	class, same := pump.ClassFailed, true
+	var first error
+	for _, vb := range sortedKeys(r.out) {
+		o := r.out[vb]
+		switch {
+		case o.Err != nil:
+			c := pump.ClassOf(o.Err)
+			same = same && (len(left) == 0 || c == class)
+			class = c
+			if first == nil {
+				first = o.Err
+			}
+			left = append(left, vb)
+		case o.State != StateRecovered:
+			open = append(open, vb)
+		}
+	}
+	switch {
+	case len(open) > 0 && !r.opt.DryRun:
+		return r.interrupted()
+	case len(left) == 0:
+		return nil
+	}
+	// The run as a whole has failed, unless one and the same endpoint is the
+	// reason for everything that is left.
+	if !same || class != pump.ClassUnreachable && class != pump.ClassDenied {
+		class = pump.ClassFailed
+	}
+	what := "could not be recovered and are no further than the result says"
+	if r.opt.DryRun {
+		what = "cannot be recovered now"
+	}
+	return &pump.Error{Class: class, Code: "vbuckets-left", Op: "recovery",
+		// Not wrapped: a cause's class must not become the run's.
+		Err:  fmt.Errorf("%d of %s %s: %s; the first of them: %v", len(left), count(len(r.out), "vbucket"), what, pump.FormatVBuckets(left), first),
+		Hint: "Mend what is named for each vbucket, then run the command again: it does only what is left."}
+}
+
+// transferred lists the vbuckets that may be verified.
+func (r *run) transferred() []uint16 {
+	var good []uint16
+	for _, vb := range r.todo {
+		if o := r.out[vb]; o.Err == nil && o.proven {
+			good = append(good, vb)
+		}
+	}
+	return good
+}
+
+// connect opens both clusters.
+func (r *run) connect(ctx context.Context) error {
+	for _, s := range []struct {
+		role string
+		end  Endpoint
+		to   **side
+	}{{"source", r.opt.Source, &r.src}, {"destination", r.opt.Destination, &r.dst}} {
+		client, err := cluster.NewClient(s.end.URL, cluster.Config{
+			Role: s.role, Username: s.end.Username, Password: s.end.Password,
+			Timeout: r.opt.Timing.Request, MapWait: r.opt.Timing.Request, Log: r.opt.Log,
+		})
+		if err != nil {
+			return errors.Join(err, r.disconnect())
+		}
+		*s.to = &side{role: s.role, client: client, name: s.end.Bucket}
+	}
+	var wg sync.WaitGroup
+	var errs [2]error
+	for i, s := range []*side{r.src, r.dst} {
+		wg.Go(func() {
+			errs[i] = r.again.call(ctx, func() error { return s.refresh(ctx) }, nil)
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs[:]...)
+}
+
+func (r *run) disconnect() error {
+	for _, s := range []*side{r.src, r.dst} {
+		if s != nil {
+			s.client.Close()
+		}
+	}
+	return nil
+}
+
+func sortedKeys[V any](m map[uint16]V) []uint16 {
+	out := make([]uint16, 0, len(m))
+	for vb := range m {
+		out = append(out, vb)
+	}
+	slices.Sort(out)
+	return out
+}

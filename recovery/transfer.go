@@ -1,0 +1,169 @@
+package recovery
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"sync"
+
+	"github.com/cbpump/cbpump/pump"
+)
+
+// tally is what the transfer's callbacks report, by vbucket.
+type tally struct {
+	mu       sync.Mutex
+	complete map[uint16]uint64 // proven whole, with so many live items
+	refused  map[uint16]*refusals
+}
+
+// refusals are the items of one vbucket that were not written.
+type refusals struct {
+	rejected, skipped uint64
+	first             error
+}
+
+func (t *tally) marks(marks []pump.Mark) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, m := range marks {
+		if m.Complete && m.VBucket != pump.NoVBucket {
+			t.complete[m.VBucket] = m.Items
+		}
+	}
+}
+
+func (t *tally) verdict(it *pump.Item, v pump.Verdict, why error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	x := t.refused[it.VBucket]
+	if x == nil {
+		if why == nil {
+			why = errors.New("no reason given")
+		}
+		x = &refusals{first: fmt.Errorf("key %s: %w", printKey(it.Key), why)}
+		t.refused[it.VBucket] = x
+	}
+	if v == pump.Rejected {
+		x.rejected++
+	} else {
+		x.skipped++
+	}
+}
+
+// printKey is a copy of a key that is fit for a message.
+func printKey(key []byte) string {
+	const most = 80
+	if len(key) > most {
+		return fmt.Sprintf("%q…", key[:most])
+	}
+	return fmt.Sprintf("%q", key)
+}
+
+// transfer pumps the vbuckets of r.todo. A vbucket is proven only if the source
+// said that it was complete, everything before that was settled at the
+// destination (invariants 1 and 4), and not one of its items was refused.
+func (r *run) transfer(ctx context.Context) error {
+	source, err := r.openSource(ctx, r.todo)
+	if err != nil {
+		return err
+	}
+	sink, err := r.openSink(ctx, r.todo)
+	if err != nil {
+		return errors.Join(err, source.Close())
+	}
+	r.tally.complete, r.tally.refused = make(map[uint16]uint64), make(map[uint16]*refusals)
+	wanted := make([]bool, int(pump.NoVBucket)+1)
+	for _, vb := range r.todo {
+		wanted[vb] = true
+	}
+	report, err := pump.Run(ctx, pump.Config{
+		Source: source, Sink: sink, Settings: r.opt.Settings, Threads: r.opt.Threads,
+		// The source was asked for these vbuckets only. Should it send others all
+		// the same, they would overwrite live data.
+		Filter:        func(it *pump.Item) bool { return wanted[it.VBucket] },
+		Log:           r.opt.Log,
+		Stop:          r.opt.Stop,
+		KeepGoing:     true,
+		OnVerdict:     r.tally.verdict,
+		OnMarks:       func(_ string, marks []pump.Mark) { r.tally.marks(marks) },
+		Progress:      func(s pump.Snapshot) { r.emit(Progress{s}) },
+		ProgressEvery: r.opt.Timing.ProgressBy,
+	})
+	r.res.Transfer = report
+	if report.Filtered > 0 {
+		r.warn("foreign-items", fmt.Sprintf("the source sent %d items of vbuckets that it was not asked for; they were left out", report.Filtered), "")
+	}
+	if ctx.Err() != nil {
+		return r.interrupted()
+	}
+	stopped := r.stopped()
+	for _, vb := range r.todo {
+		o := r.out[vb]
+		items, complete := r.tally.complete[vb]
+		refused := r.tally.refused[vb]
+		switch {
+		case refused != nil:
+			r.fail(PhaseTransfer, vb, &pump.Error{Code: "items-refused", Op: fmt.Sprintf("vbucket %d", vb),
+				Err: fmt.Errorf("%s rejected and %d skipped by %s; the first: %w",
+					count(int(refused.rejected), "item"), refused.skipped, o.Destination, plain(refused.first)),
+				Hint: "The vbucket would not be whole and stays replica. Mend or remove these documents at the source, then run the command again."})
+		case complete:
+			o.SourceItems, o.proven = items, true
+			r.step(PhaseTransfer, vb, StepTransferred)
+		case stopped:
+			// Left open: it is only not done yet.
+		default:
+			r.fail(PhaseTransfer, vb, r.incomplete(o, report, err))
+		}
+	}
+	return nil
+}
+
+// incomplete is why a vbucket's transfer did not come to its proven end.
+func (r *run) incomplete(o *Outcome, report *pump.Report, err error) error {
+	cause := err
+	names := regexp.MustCompile(fmt.Sprintf(`\bvbucket %d\b`, o.VBucket))
+	for _, s := range report.StreamReports {
+		for _, part := range parts(s.Err) {
+			if names.MatchString(part.Error()) {
+				cause = part
+			}
+		}
+	}
+	e := &pump.Error{Code: "incomplete", Op: fmt.Sprintf("transfer vbucket %d from %s to %s", o.VBucket, o.Source, o.Destination),
+		Hint: "It stays replica. Run the command again: it is transferred anew."}
+	if cause == nil || pump.ClassOf(cause) == pump.ClassPartial {
+		e.Err = errors.New("the source ended without the proof that it is complete")
+		return e
+	}
+	e.Class, e.Err = pump.ClassOf(cause), cause
+	if code := pump.CodeOf(cause); code != "failed" {
+		e.Code = code
+	}
+	if hint := pump.HintOf(cause); hint != "" {
+		e.Hint = hint + " " + e.Hint
+	}
+	return e
+}
+
+// plain is an error's text without its class: that an item was refused is not
+// the vbucket's access being denied.
+func plain(err error) error { return errors.New(err.Error()) }
+
+// parts takes joined errors apart: one stream reads many vbuckets.
+func parts(err error) []error {
+	if err == nil {
+		return nil
+	}
+	for e := err; e != nil; e = errors.Unwrap(e) {
+		if joined, ok := e.(interface{ Unwrap() []error }); ok {
+			var out []error
+			for _, part := range joined.Unwrap() {
+				out = append(out, parts(part)...)
+			}
+			return out
+		}
+	}
+	return []error{err}
+}

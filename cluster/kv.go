@@ -60,6 +60,11 @@ type Conn struct {
 	fired int // guards whose context is done: deadlines stay in the past
 }
 
+// firstOpaque is where a connection's opaques begin. Its bytes are two line ends:
+// a server that reads lines, such as a REST port that was taken for a data port,
+// answers at once and can be told apart, instead of waiting for more.
+const firstOpaque = 0x0d0a0d0a
+
 // DialKV connects and logs in with what the server offers: CRAM-MD5, then PLAIN,
 // as user Bucket. Without a bucket, and as "default" without a password, there is
 // no login. Connect and login together take at most cfg.Timeout.
@@ -67,7 +72,7 @@ type Conn struct {
 // A refused login is an error of class denied and never retried otherwise: old
 // servers leave the connection in the default bucket, where data would land.
 func DialKV(ctx context.Context, cfg KVConfig) (*Conn, error) {
-	c := &Conn{addr: cfg.Addr, role: cfg.Role, timeout: cfg.Timeout, log: cfg.Log, clock: realClock}
+	c := &Conn{addr: cfg.Addr, role: cfg.Role, timeout: cfg.Timeout, log: cfg.Log, opaque: firstOpaque, clock: realClock}
 	if c.role == "" {
 		c.role = "node"
 	}
@@ -259,6 +264,9 @@ func (c *Conn) Explain(ctx context.Context, op string, err error) error {
 	case isTimeout(err):
 		e.Class, e.Code, e.Retry = pump.ClassUnreachable, "kv-timeout", true
 		e.Err = fmt.Errorf("no answer within %v", c.timeout)
+		if begin == "" {
+			e.Hint = "Is this the data port of a node (11210)?"
+		}
 	case errors.Is(err, mcbp.ErrMagic):
 		e.Code = "not-memcached"
 		if begin != "" && begin[0] != mcbp.MagicResponse && begin[0] != mcbp.MagicRequest {

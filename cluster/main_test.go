@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"strings"
 	"sync"
 	"testing"
@@ -200,4 +201,13 @@ func closedPort(t *testing.T) string {
 	}
 	defer l.Close()
 	return l.Addr().String()
+}
+
+func mustBase(t *testing.T) *url.URL {
+	t.Helper()
+	base, _, err := parseAddress("http://127.0.0.1:8091")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return base
 }

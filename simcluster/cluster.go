@@ -431,21 +431,27 @@ func (b *Bucket) Store(d Doc) error {
 		return err
 	}
 	defer m.mu.Unlock()
+	nb.write(m, vb, nb.itemOf(vb, d))
+	return nil
+}
+
+// itemOf is d as the node's copy of a vbucket would hold it: what is 0 is made by
+// the server. The vbucket's lock is held.
+func (nb *nodeBucket) itemOf(vb uint16, d Doc) *item {
 	it := &item{
 		key: string(d.Key), value: bytesOf(d.Value), flags: d.Flags, expiry: d.Expiry,
 		cas: d.CAS, rev: d.Rev, datatype: d.Datatype, deleted: d.Deleted,
 	}
 	if it.cas == 0 {
-		it.cas = b.c.cas.next()
+		it.cas = nb.b.c.cas.next()
 	}
 	if it.rev == 0 {
 		it.rev = nb.copies[vb].nextRev(nb.copies[vb].get(d.Key))
 	}
 	if it.deleted {
-		b.c.stampDeletion(it)
+		nb.b.c.stampDeletion(it)
 	}
-	nb.write(m, vb, it)
-	return nil
+	return it
 }
 
 // bytesOf copies b; an empty value is never nil, a tombstone's may be.

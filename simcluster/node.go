@@ -253,16 +253,8 @@ func (n *Node) StoreAt(bucket string, vb uint16, d Doc) error {
 		return fmt.Errorf("node %s bucket %s vbucket %d: %w", n.OTP(), bucket, vb, errUnknownState)
 	}
 	defer m.mu.Unlock()
-	it := &item{
-		key: string(d.Key), value: bytesOf(d.Value), flags: d.Flags, expiry: d.Expiry,
-		cas: d.CAS, rev: d.Rev, datatype: d.Datatype, deleted: d.Deleted, seqno: d.Seqno,
-	}
-	if it.cas == 0 {
-		it.cas = n.c.cas.next()
-	}
-	if it.rev == 0 {
-		it.rev = nb.copies[vb].nextRev(nb.copies[vb].get(d.Key))
-	}
+	it := nb.itemOf(vb, d)
+	it.seqno = d.Seqno
 	nb.copies[vb].put(it)
 	return nil
 }

@@ -183,7 +183,9 @@ func (d *dialect) Append(dst []byte, it *pump.Item, to mc.Sending) []byte {
 		Flags: it.Flags, Expiry: it.Expiry, Rev: max(it.RevSeqno, 1), Key: it.Key, Value: it.Value,
 	}
 	if it.Op != pump.Mutation {
-		m.Opcode, m.Value = mcbp.OpTapDelete, nil
+		// No item flags, so no order of them; servers send an expired item's value
+		// with its deletion, and take none.
+		m.Opcode, m.Value, m.MsgFlags = mcbp.OpTapDelete, nil, 0
 	}
 	if to.Last {
 		m.MsgFlags |= mcbp.TapMsgAck

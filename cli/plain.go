@@ -79,7 +79,6 @@ func plainOne(err error) string {
 		{context.Canceled, "stopped"},
 		{context.DeadlineExceeded, "no answer in time"},
 		{os.ErrDeadlineExceeded, "no answer in time"},
-		{syscall.ECONNREFUSED, "nothing listens there (connection refused)"},
 		{syscall.ECONNRESET, "the other side broke the connection off"},
 		{syscall.EPIPE, "the other side closed the connection"},
 	} {

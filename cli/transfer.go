@@ -52,9 +52,9 @@ func Transfer(ctx context.Context, r *pump.Registry, p *Process) int {
 	if err == nil {
 		err = job.run(work, stop.Stop)
 	}
-	if job.report != nil {
+	if r := job.report; r != nil && (err == nil || r.Read+r.Filtered > 0) {
 		say.Clear()
-		say.Print("%s", reportText(job.report))
+		say.Print("%s", reportText(r))
 	}
 	return finish(say, err, stop.signal(), job.result)
 }

@@ -368,28 +368,30 @@ func TestUnknownHost(t *testing.T) {
 
 func TestSilentServer(t *testing.T) {
 	asked := make(chan struct{}, 8)
-	addr := serve(t, func(nc net.Conn) {
-		buf := make([]byte, 4096)
-		_, _ = nc.Read(buf)
+	c := rest(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/ready" {
+			return
+		}
 		asked <- struct{}{}
-		_, _ = nc.Read(buf) // until the client goes
+		<-r.Context().Done() // until the client goes
 	})
-	c, err := NewClient(addr, Config{Role: "source", Timeout: time.Millisecond, Password: planted})
-	if err != nil {
-		t.Fatal(err)
+	for range 2 { // the connection is there before time is short
+		if _, err := c.Do(t.Context(), "GET", "/ready", nil); err != nil {
+			t.Fatal(err)
+		}
 	}
-	defer c.Close()
-	_, err = c.Buckets(t.Context())
-	wantError{class: pump.ClassUnreachable, code: "rest-timeout", retry: true, says: []string{"no answer within 1ms"}}.check(t, err)
+	c.timeout = 20 * time.Millisecond
+	_, err := c.Buckets(t.Context())
+	wantError{class: pump.ClassUnreachable, code: "rest-timeout", retry: true, says: []string{"no answer within 20ms"}}.check(t, err)
+	<-asked
 
 	c.timeout = time.Hour
 	ctx, cancel := context.WithCancel(t.Context())
-	for len(asked) > 0 {
-		<-asked
-	}
-	go func() { <-asked; cancel() }()
+	done := make(chan struct{})
+	go func() { defer close(done); <-asked; cancel() }()
 	_, err = c.Buckets(ctx)
 	wantError{class: pump.ClassInterrupted, code: "interrupted"}.check(t, err)
+	<-done
 }
 
 func TestTooLargeAnswer(t *testing.T) {

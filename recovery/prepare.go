@@ -25,6 +25,9 @@ func (r *run) prepare(ctx context.Context, todo []uint16) error {
 	// 202 means accepted, not done: wait until the owners hold them.
 	var last map[uint16]error
 	_, err := r.again.poll(ctx, r.opt.Timing.Settle, func() (bool, error) {
+		if r.stopped() {
+			return true, nil
+		}
 		v, err := r.lookAgain(ctx)
 		if err != nil {
 			return false, err
@@ -49,10 +52,10 @@ func (r *run) prepare(ctx context.Context, todo []uint16) error {
 		return err
 	}
 	for _, vb := range todo {
-		if err := last[vb]; err != nil {
+		if err := last[vb]; err != nil && !r.stopped() {
 			r.fail(PhasePrepare, vb, err)
 		}
-		if r.out[vb].Err == nil {
+		if r.out[vb].Err == nil && r.out[vb].State == StateReplica {
 			r.todo = append(r.todo, vb)
 		}
 	}

@@ -272,6 +272,17 @@ func TestRepeat(t *testing.T) {
 	if sent != 1 || !errors.Is(err, lost) {
 		t.Errorf("%d sends, %v", sent, err)
 	}
+	// It cannot be read back for a while: it is read again, and nothing sent before.
+	sent, read := 0, 0
+	err = again.call(ctx, func() error { sent++; return lost }, func() (bool, error) {
+		if read++; read < 3 {
+			return false, lost
+		}
+		return true, nil
+	})
+	if sent != 1 || read != 3 || err != nil {
+		t.Errorf("%d sends, %d reads, %v", sent, read, err)
+	}
 	sent = 0
 	err = again.call(ctx, func() error {
 		if sent++; sent < 3 {

@@ -650,22 +650,187 @@ func TestWrongUse(t *testing.T) {
 	}
 }
 
-// TestOwnerByAskingNodes: without a forward map the one node that holds the
-// vbucket is its owner; two holders are a named error.
-func TestOwnerByAskingNodes(t *testing.T) {
+// TestSeveralActive: a vbucket that is active twice cannot be decided, and
+// nothing is published as long as it is so.
+func TestSeveralActive(t *testing.T) {
 	p := newPair(t, shape{})
-	a, b := p.dst.Nodes()[0], p.dst.Nodes()[1]
-	one, two := p.missing[0], p.missing[1]
-	a.SetVBucket(bucket, one, mcbp.VBPending)
-	a.SetVBucket(bucket, two, mcbp.VBActive)
-	b.SetVBucket(bucket, two, mcbp.VBActive)
-	res, _, err := p.run(func(o *recovery.Options) { o.VBuckets = []uint16{one} }, nil)
-	_ = err
-	if o := outcome(t, res, two); pump.CodeOf(o.Err) != "several-owners" || o.State != recovery.StateActive {
+	bad := p.missing[0]
+	for _, n := range p.dst.Nodes()[:2] {
+		n.SetVBucket(bucket, bad, mcbp.VBActive)
+	}
+	res, _, err := p.run(nil, nil)
+	wants(t, err, pump.ClassFailed, "vbuckets-left")
+	if o := outcome(t, res, bad); pump.CodeOf(o.Err) != "several-owners" || o.State != recovery.StateActive {
 		t.Errorf("outcome %+v", o)
 	}
-	if o := outcome(t, res, one); o.Destination != a.KV() {
+	if len(res.Recovered()) != 0 || slices.Contains(p.posts(), "updateVbucketMap?") {
+		t.Errorf("recovered %v, sent %v", res.Recovered(), p.posts())
+	}
+}
+
+// TestUnknownVBucketAtActivation: the owner holds it, but the cluster does not
+// know it (410). The others are recovered.
+func TestUnknownVBucketAtActivation(t *testing.T) {
+	p := newPair(t, shape{})
+	a, bad := p.dst.Nodes()[0], p.missing[0]
+	a.SetVBucket(bucket, bad, mcbp.VBPending) // behind the cluster's back
+	res, _, err := p.run(nil, nil)
+	wants(t, err, pump.ClassFailed, "vbuckets-left")
+	o := outcome(t, res, bad)
+	if pump.CodeOf(o.Err) != "vbucket-not-found" || o.State != recovery.StateReplica || o.Destination != a.KV() || o.DestinationItems != o.SourceItems {
 		t.Errorf("outcome %+v", o)
+	}
+	if !slices.Equal(res.Remaining(), []uint16{bad}) {
+		t.Errorf("remaining %v", res.Remaining())
+	}
+}
+
+// TestStalled: Ctrl-C while one node is silent. What is whole is activated.
+func TestStalled(t *testing.T) {
+	p := newPair(t, shape{vbuckets: 64, docs: 2000})
+	bad := p.missing[len(p.missing)-1]
+	remove := sender(p.src, bad).Inject(simcluster.Fault{Op: mcbp.OpTapMutation, VBucket: int(bad), After: 1, Action: simcluster.Stall})
+	stop := make(chan struct{})
+	closed := false
+	res, _, err := p.run(func(o *recovery.Options) {
+		o.Stop, o.Threads = stop, len(p.missing)
+		o.Timing.ProgressBy = time.Millisecond
+	}, func(e recovery.Event) {
+		if g, ok := e.(recovery.Progress); ok && !closed && g.Snapshot.StreamsDone > 2 {
+			closed = true
+			close(stop)
+		}
+	})
+	wants(t, err, pump.ClassInterrupted, "interrupted")
+	if !slices.Contains(res.Remaining(), bad) || len(res.Recovered()) < 3 || !res.Interrupted {
+		t.Errorf("remaining %v, recovered %v", res.Remaining(), res.Recovered())
+	}
+	if got := p.dst.Bucket(bucket).Missing(); !slices.Equal(got, res.Remaining()) {
+		t.Errorf("missing %v, remaining %v", got, res.Remaining())
+	}
+	for _, vb := range res.Remaining() {
+		if s := p.states(vb); s[mcbp.VBActive] != 0 || s[mcbp.VBReplica] != 1 {
+			t.Errorf("vbucket %d is %v", vb, s)
+		}
+	}
+	remove()
+	if _, _, err := p.run(nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	p.whole()
+}
+
+// TestCancelled cuts the run at every phase without any order, as a crash would.
+func TestCancelled(t *testing.T) {
+	for _, phase := range phases {
+		t.Run(phase, func(t *testing.T) {
+			p := newPair(t, shape{})
+			ctx, cancel := context.WithCancel(context.Background())
+			defer cancel()
+			opt := p.options()
+			opt.OnEvent = func(e recovery.Event) {
+				if s, ok := e.(recovery.PhaseStarted); ok && string(s.Phase) == phase {
+					cancel()
+				}
+			}
+			res, err := recovery.Run(ctx, opt)
+			wants(t, err, pump.ClassInterrupted, "")
+			if len(res.Recovered()) != 0 {
+				t.Errorf("recovered %v", res.Recovered())
+			}
+			for _, vb := range p.missing {
+				if s := p.states(vb); phase != "publish" && s[mcbp.VBActive] != 0 {
+					t.Errorf("vbucket %d is %v", vb, s)
+				}
+			}
+			if _, _, err := p.run(nil, nil); err != nil {
+				t.Fatal(err)
+			}
+			p.whole()
+		})
+	}
+}
+
+// TestExpired: documents whose time is over come as deletions; the counts agree
+// all the same.
+func TestExpired(t *testing.T) {
+	for _, version := range []string{"2.5.1", "3.0.3", "4.0"} {
+		t.Run(version, func(t *testing.T) {
+			p := newPair(t, shape{version: version})
+			b := p.src.Bucket(bucket)
+			for i := range 100 {
+				err := b.Store(simcluster.Doc{Key: fmt.Appendf(nil, "old-%d", i), Value: []byte("gone"), CAS: 0x15_0000_0000_0000 + uint64(i), Rev: 3, Expiry: 1_400_000_000})
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, _, err := p.run(nil, nil); err != nil {
+				t.Fatal(err)
+			}
+			for _, vb := range p.missing {
+				for _, n := range p.dst.Nodes() {
+					n.EachDoc(bucket, vb, func(d simcluster.Doc) bool {
+						if strings.HasPrefix(string(d.Key), "old-") && !d.Deleted {
+							t.Errorf("%s lives in vbucket %d", d.Key, vb)
+						}
+						return true
+					})
+				}
+			}
+			if left := p.dst.Bucket(bucket).Missing(); len(left) != 0 {
+				t.Errorf("missing %v", left)
+			}
+		})
+	}
+}
+
+// TestSlowDisk: servers from 3.0 on dump from disk, and owners answer before
+// they have written.
+func TestSlowDisk(t *testing.T) {
+	slow := func(c *simcluster.Config) { c.FlushDelay = 30 * time.Millisecond }
+	p := newPair(t, shape{version: "4.0", src: slow, dst: slow})
+	_, ev, err := p.run(nil, nil)
+	if err != nil || ev.warned("not-on-disk") {
+		t.Errorf("%v, warned %v", err, ev.warned("not-on-disk"))
+	}
+	p.whole()
+
+	never := func(c *simcluster.Config) { c.FlushDelay = time.Hour }
+	p = newPair(t, shape{version: "4.0", dst: never})
+	_, ev, err = p.run(func(o *recovery.Options) { o.Timing.FlushFor = time.Millisecond }, nil)
+	if err != nil || !ev.warned("not-on-disk") {
+		t.Errorf("%v, warned %v", err, ev.warned("not-on-disk"))
+	}
+	p.whole()
+}
+
+// TestSourceNodeDies: its vbuckets are left and named, the others recovered.
+func TestSourceNodeDies(t *testing.T) {
+	p := newPair(t, shape{src: func(c *simcluster.Config) {
+		c.Nodes, c.Buckets = 4, []simcluster.BucketConfig{{Name: bucket}}
+	}})
+	victim := p.src.Nodes()[3]
+	victim.Inject(simcluster.Fault{Op: mcbp.OpTapMutation, VBucket: -1, Action: simcluster.Die})
+	res, _, err := p.run(func(o *recovery.Options) {
+		o.Settings = pump.DefaultSettings()
+		o.Settings.RetryMax = 5 * time.Millisecond
+	}, nil)
+	wants(t, err, pump.ClassFailed, "vbuckets-left")
+	if len(res.Recovered()) == 0 || len(res.Remaining()) == 0 {
+		t.Fatalf("recovered %v, remaining %v", res.Recovered(), res.Remaining())
+	}
+	for _, o := range res.Outcomes {
+		if died := o.Source == victim.KV(); died != (o.State == recovery.StateReplica) || died != (o.Err != nil) {
+			t.Errorf("outcome %+v", o)
+		}
+	}
+	// The next run cannot reach the node at all: that is what it says.
+	res, _, err = p.run(nil, nil)
+	wants(t, err, pump.ClassUnreachable, "vbuckets-left")
+	for _, o := range res.Outcomes {
+		if pump.CodeOf(o.Err) != "source-node" {
+			t.Errorf("outcome %+v", o)
+		}
 	}
 }
 

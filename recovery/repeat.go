@@ -18,11 +18,25 @@ type repeater struct {
 
 // call runs send until it succeeds, fails for good, or was tried often enough.
 // Before each repetition done reads back whether the lost attempt took effect
-// after all; nil means that repeating is harmless.
+// after all; nil means that repeating is harmless. Where the state cannot be
+// read nothing is sent: that would be guessing.
 func (r repeater) call(ctx context.Context, send func() error, done func() (bool, error)) error {
 	pause := r.min
+	var err error
 	for try := 1; ; try++ {
-		err := send()
+		if done == nil || try == 1 {
+			err = send()
+		} else if ok, derr := done(); ok {
+			r.log.Info("the request had taken effect although its answer was lost")
+			return nil
+		} else if derr == nil {
+			err = send()
+		} else {
+			r.log.Warn("reading back what a request did failed", "reason", derr)
+			if !pump.IsRetryable(derr) {
+				return err
+			}
+		}
 		if err == nil || !pump.IsRetryable(err) || try >= r.tries {
 			return err
 		}
@@ -31,19 +45,6 @@ func (r repeater) call(ctx context.Context, send func() error, done func() (bool
 			return werr
 		}
 		pause = min(2*pause, r.max)
-		if done == nil {
-			continue
-		}
-		ok, derr := done()
-		if ok {
-			r.log.Info("the request had taken effect although its answer was lost")
-			return nil
-		}
-		if derr != nil {
-			// Where the state cannot be read, repeating would be guessing.
-			r.log.Warn("reading back what the request did failed", "reason", derr)
-			return err
-		}
 	}
 }
 

@@ -229,18 +229,18 @@ func (r *run) left() error {
 	case len(left) == 0:
 		return nil
 	}
-	// The run as a whole has failed, unless one and the same endpoint is the
-	// reason for everything that is left.
-	if !same || class != pump.ClassUnreachable && class != pump.ClassDenied {
+	// The run as a whole has failed, unless nothing got through and one kind of
+	// endpoint trouble is the reason for all of it.
+	if r.recovered() > 0 || !same || class != pump.ClassUnreachable && class != pump.ClassDenied {
 		class = pump.ClassFailed
 	}
-	what := "could not be recovered and are no further than the result says"
+	what := "not recovered"
 	if r.opt.DryRun {
-		what = "cannot be recovered now"
+		what = "that cannot be recovered now"
 	}
 	return &pump.Error{Class: class, Code: "vbuckets-left", Op: "recovery",
 		// Not wrapped: a cause's class must not become the run's.
-		Err:  fmt.Errorf("%d of %s %s: %s; the first of them: %v", len(left), count(len(r.out), "vbucket"), what, pump.FormatVBuckets(left), first),
+		Err:  fmt.Errorf("%d of %s %s: %s; the first: %v", len(left), count(len(r.out), "vbucket"), what, pump.FormatVBuckets(left), first),
 		Hint: "Mend what is named for each vbucket, then run the command again: it does only what is left."}
 }
 
@@ -275,7 +275,11 @@ func (r *run) connect(ctx context.Context) error {
 	var errs [2]error
 	for i, s := range []*side{r.src, r.dst} {
 		wg.Go(func() {
-			errs[i] = r.again.call(ctx, func() error { return s.refresh(ctx) }, nil)
+			// A wrong address is told at once; only a server in trouble is asked again.
+			errs[i] = s.refresh(ctx)
+			if errs[i] != nil && pump.ClassOf(errs[i]) != pump.ClassUnreachable {
+				errs[i] = r.again.call(ctx, func() error { return s.refresh(ctx) }, nil)
+			}
 		})
 	}
 	wg.Wait()

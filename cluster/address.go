@@ -12,11 +12,8 @@ import (
 	"github.com/cbpump/cbpump/pump"
 )
 
-// Ports that are meant where none is given.
-const (
-	defaultRESTPort = "8091"
-	defaultKVPort   = "11210"
-)
+// defaultRESTPort is the port that is meant where none is given.
+const defaultRESTPort = "8091"
 
 // parseAddress reads the address of a cluster: http://host[:port],
 // couchbase://host or a bare host[:port]. Errors print no user info.

@@ -131,13 +131,6 @@ type Response struct {
 	Body   []byte
 }
 
-// Text returns the body as a person may read it: without markup, at most 300
-// characters, in one line. It may hold what the request sent; Client.Unexpected
-// takes credentials out.
-func (r *Response) Text() string {
-	return clip(plainText(string(r.Body[:min(len(r.Body), textEnough)])), 300)
-}
-
 // Do sends one request and returns the answer, whatever its status. path is
 // absolute, with escaped parts, and may carry a query; form is sent as the query
 // of a GET and as the form-encoded body of anything else.

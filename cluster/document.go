@@ -66,7 +66,7 @@ func decodeJSON(body []byte, into any) error {
 	case errors.As(err, &typ) && typ.Field == "":
 		return fmt.Errorf("it is JSON of another shape (%s)", jsonKind(typ.Value))
 	case errors.As(err, &typ):
-		return fmt.Errorf("its field %q holds a %s where something else is expected", clip(typ.Field, 80), jsonKind(typ.Value))
+		return fmt.Errorf("its field %q is a JSON %s, which does not fit", clip(typ.Field, 80), jsonKind(typ.Value))
 	case errors.As(err, &syntax) && looksJSON && syntax.Offset >= int64(len(body)):
 		return fmt.Errorf("it is JSON that breaks off after %d bytes", len(body))
 	case errors.As(err, &syntax) && looksJSON:

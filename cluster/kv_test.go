@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -180,11 +181,14 @@ func TestRecordedGetMeta(t *testing.T) {
 func loginServer(t *testing.T, mechs string, status map[string]mcbp.Status) (addr string, asked *atomic.Value) {
 	asked = &atomic.Value{}
 	asked.Store("")
+	var mu sync.Mutex
 	var log []string
 	return fakeKV(t, func(f mcbp.Frame) []byte {
 		name := mcbp.OpcodeName(f.Opcode) + " " + string(f.Key())
+		mu.Lock()
 		log = append(log, name)
 		asked.Store(strings.Join(log, ","))
+		mu.Unlock()
 		st, known := status[name]
 		switch f.Opcode {
 		case mcbp.OpSASLList:

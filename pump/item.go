@@ -34,13 +34,27 @@ type Item struct {
 	Datatype uint8  // bits: 1 JSON, 2 snappy, 4 xattr
 	VBucket  uint16 // NoVBucket when the source does not know
 	Flags    uint32 // client flags
-	Expiry   uint32 // absolute Unix seconds, 0 = never
+	Expiry   uint32 // absolute Unix seconds, 0 = never; of a deletion its time, 0 = not known
 	CAS      uint64 // 0 = the source has none
 	RevSeqno uint64 // revision of the key, 0 = the source has none
 	Seqno    uint64 // position in the vbucket, 0 = unknown
 	Key      []byte
 	Value    []byte
 	Meta     []byte // opaque to the pump: what a format carries beside the fields above
+
+	// Collection is where the key lives; nil is the default collection. Sources
+	// share one value between all items of a collection.
+	Collection *Collection
+}
+
+// Collection names a collection (7.0 and later).
+type Collection struct{ Scope, Name string }
+
+func (c *Collection) String() string {
+	if c == nil {
+		return "_default._default"
+	}
+	return c.Scope + "." + c.Name
 }
 
 // Size returns the bytes of key, value and meta.

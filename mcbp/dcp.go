@@ -53,10 +53,10 @@ const (
 
 // Flags of DCP_OPEN.
 const (
-	DcpOpenProducer     = 0x01
-	DcpOpenXattrs       = 0x04
-	DcpOpenNoValue      = 0x08 // may abort a 6.6 server: never asked for
-	DcpOpenDeleteTimes  = 0x20
+	DcpOpenProducer    = 0x01
+	DcpOpenXattrs      = 0x04
+	DcpOpenNoValue     = 0x08 // may abort a 6.6 server: never asked for
+	DcpOpenDeleteTimes = 0x20
 )
 
 // Further options of *_WITH_META (design notes, "5.0 and later").
@@ -75,7 +75,6 @@ const (
 	FeatureJSON        = 0x0b
 	FeatureCollections = 0x12
 )
-
 
 // DcpMessage is one message of a DCP stream. Key, Value, Meta alias the frame.
 type DcpMessage struct {

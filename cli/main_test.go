@@ -30,6 +30,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(leakChecked{m}, map[string]func(){
 		"cbtransfer": command(plugins.Transfer, cli.Transfer),
 		"cbrecovery": command(plugins.Recovery, cli.Recovery),
+		"showtitle":  showTitle,
 	})
 }
 

@@ -106,6 +106,16 @@ func (j *recoveryJob) prepare(p *Process, r *pump.Registry) (opt recovery.Option
 	if err := refuseSame(source, sink); err != nil {
 		return opt, err
 	}
+	opt.OpenSource = func(ctx context.Context, env pump.Env) (pump.Source, error) {
+		end := *source
+		end.Target.Env = env
+		return end.OpenSource(ctx)
+	}
+	opt.OpenSink = func(ctx context.Context, env pump.Env) (pump.Sink, error) {
+		end := *sink
+		end.Target.Env = env
+		return end.OpenSink(ctx)
+	}
 	opt.Source, opt.Destination = endpointOf(source), endpointOf(sink)
 	opt.API, opt.AddNode, opt.RemoveNode, opt.DryRun = f.api, f.addNode, f.removeNode, f.dryRun
 	opt.Threads, opt.Log, opt.OnEvent = f.threads, j.say.logger(f.verbose), j.event

@@ -1,6 +1,7 @@
 package recovery
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"slices"
@@ -41,6 +42,12 @@ type Options struct {
 	// Verifier checks more than item counts before a vbucket is activated; nil
 	// means that counts decide.
 	Verifier Verifier
+
+	// OpenSource and OpenSink open the two ends of the transfer. nil means the
+	// specification's pair, TAPDumpSource and TapSink, with their defaults; a
+	// frontend sets them to hand on options or a pair of its own.
+	OpenSource func(ctx context.Context, env pump.Env) (pump.Source, error)
+	OpenSink   func(ctx context.Context, env pump.Env) (pump.Sink, error)
 
 	Log hclog.Logger // nil: nothing is logged
 	// OnEvent is told what happens, one event at a time. It must not block.

@@ -12,11 +12,19 @@ import (
 // The fixed pair of the specification's find_handlers: TAPDumpSource and TapSink.
 
 func (r *run) openSource(ctx context.Context, vbs []uint16) (pump.Source, error) {
-	return sourcetap.New(ctx, sourcetap.Config{URL: r.opt.Source.URL, Env: r.env(r.opt.Source, vbs)})
+	env := r.env(r.opt.Source, vbs)
+	if r.opt.OpenSource != nil {
+		return r.opt.OpenSource(ctx, env)
+	}
+	return sourcetap.New(ctx, sourcetap.Config{URL: r.opt.Source.URL, Env: env})
 }
 
 func (r *run) openSink(ctx context.Context, vbs []uint16) (pump.Sink, error) {
-	return sinktap.New(ctx, sinktap.Config{URL: r.opt.Destination.URL, Env: r.env(r.opt.Destination, vbs)})
+	env := r.env(r.opt.Destination, vbs)
+	if r.opt.OpenSink != nil {
+		return r.opt.OpenSink(ctx, env)
+	}
+	return sinktap.New(ctx, sinktap.Config{URL: r.opt.Destination.URL, Env: env})
 }
 
 func (r *run) env(end Endpoint, vbs []uint16) pump.Env {

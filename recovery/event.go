@@ -116,7 +116,7 @@ func (e PhaseEnded) String() string {
 func (e Planned) String() string {
 	p := e.Plan
 	if p.Nothing() {
-		return fmt.Sprintf("nothing to recover: bucket %s at %s misses none of its %d vbuckets that were asked for", p.DestinationBucket, p.Destination, p.VBuckets)
+		return fmt.Sprintf("nothing to recover: none of the vbuckets asked for is missing in bucket %s at %s", p.DestinationBucket, p.Destination)
 	}
 	s := fmt.Sprintf("%s of bucket %s at %s missing", count(len(p.Missing), "vbucket"), p.DestinationBucket, p.Destination)
 	for _, a := range []struct {
@@ -197,9 +197,6 @@ func EventJSON(e Event) ([]byte, error) {
 		return nil, fmt.Errorf("write event %s as JSON: %w", e.Kind(), err)
 	}
 	head := append([]byte(`{"event":"`), e.Kind()...)
-	if len(body) == len("{}") {
-		return append(head, `"}`...), nil
-	}
 	return append(append(head, `",`...), body[1:]...), nil
 }
 

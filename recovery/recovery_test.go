@@ -288,7 +288,7 @@ func TestInterrupted(t *testing.T) {
 		t.Run(phase, func(t *testing.T) {
 			p := newPair(t, shape{})
 			stop := make(chan struct{})
-			res, _, err := p.run(func(o *recovery.Options) { o.Stop = stop }, func(e recovery.Event) {
+			res, ev, err := p.run(func(o *recovery.Options) { o.Stop = stop }, func(e recovery.Event) {
 				if s, ok := e.(recovery.PhaseStarted); ok && string(s.Phase) == phase {
 					close(stop)
 				}
@@ -298,6 +298,9 @@ func TestInterrupted(t *testing.T) {
 				wants(t, err, pump.ClassInterrupted, "interrupted")
 				if !res.Interrupted || len(res.Remaining()) == 0 {
 					t.Errorf("result %+v", res)
+				}
+				if last := ev.phases(); phase != "transfer" && last[len(last)-1] != phase {
+					t.Errorf("stopped in %s, but went on: %v", phase, last)
 				}
 			default: // what is whole is still brought to its end
 				if err != nil {
@@ -685,6 +688,52 @@ func TestUnknownVBucketAtActivation(t *testing.T) {
 	}
 }
 
+// TestRefusedAtCreation: the cluster knows none of the vbuckets (410), or refuses
+// only the group.
+func TestRefusedAtCreation(t *testing.T) {
+	p := newPair(t, shape{docs: 100})
+	path := bucketPath + "/changeVbucketStates"
+	remove := p.dst.Nodes()[0].InjectREST(simcluster.RESTFault{Method: http.MethodPost, Path: path, Status: http.StatusGone})
+	res, ev, err := p.run(nil, nil)
+	wants(t, err, pump.ClassFailed, "vbuckets-left")
+	for _, o := range res.Outcomes {
+		if pump.CodeOf(o.Err) != "vbucket-not-found" || o.State != recovery.StateMissing {
+			t.Errorf("outcome %+v", o)
+		}
+	}
+	if got := ev.phases(); !slices.Equal(got, phases[:2]) {
+		t.Errorf("phases %v", got)
+	}
+	remove()
+	p.dst.Nodes()[0].InjectREST(simcluster.RESTFault{Method: http.MethodPost, Path: path, Status: http.StatusGone, Times: 1})
+	if _, _, err = p.run(nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	p.whole()
+}
+
+// TestBecameActive: somebody else activates a vbucket behind the plan's back. It
+// is neither made a replica again nor written to.
+func TestBecameActive(t *testing.T) {
+	p := newPair(t, shape{})
+	bad, at := p.missing[0], p.dst.Nodes()[0]
+	res, _, err := p.run(nil, func(e recovery.Event) {
+		if s, ok := e.(recovery.PhaseStarted); ok && s.Phase == recovery.PhasePrepare {
+			at.SetVBucket(bucket, bad, mcbp.VBActive)
+		}
+	})
+	wants(t, err, pump.ClassFailed, "vbuckets-left")
+	if o := outcome(t, res, bad); pump.CodeOf(o.Err) != "became-active" || o.State != recovery.StateActive {
+		t.Errorf("outcome %+v", o)
+	}
+	if state, items := at.VBucket(bucket, bad); state != mcbp.VBActive || items != 0 {
+		t.Errorf("it is %s with %d items", state, items)
+	}
+	if got := p.posts(); len(got) != 1 || got[0] != form(p.missing[1:], "replica") {
+		t.Errorf("sent %v", got)
+	}
+}
+
 // TestStalled: Ctrl-C while one node is silent. What is whole is activated.
 func TestStalled(t *testing.T) {
 	p := newPair(t, shape{vbuckets: 64, docs: 2000})
@@ -811,10 +860,7 @@ func TestSourceNodeDies(t *testing.T) {
 	}})
 	victim := p.src.Nodes()[3]
 	victim.Inject(simcluster.Fault{Op: mcbp.OpTapMutation, VBucket: -1, Action: simcluster.Die})
-	res, _, err := p.run(func(o *recovery.Options) {
-		o.Settings = pump.DefaultSettings()
-		o.Settings.RetryMax = 5 * time.Millisecond
-	}, nil)
+	res, _, err := p.run(nil, nil)
 	wants(t, err, pump.ClassFailed, "vbuckets-left")
 	if len(res.Recovered()) == 0 || len(res.Remaining()) == 0 {
 		t.Fatalf("recovered %v, remaining %v", res.Recovered(), res.Remaining())
@@ -853,7 +899,6 @@ func TestOwnerDies(t *testing.T) {
 	victim := p.dst.Nodes()[1]
 	victim.Inject(simcluster.Fault{Op: mcbp.OpTapMutation, VBucket: -1, After: 5, Action: simcluster.Die})
 	res, _, err := p.run(func(o *recovery.Options) {
-		o.Settings = pump.DefaultSettings()
 		o.Settings.RetryTime = 100 * time.Millisecond
 	}, nil)
 	if err == nil {

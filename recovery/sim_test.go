@@ -124,7 +124,10 @@ func (p *pair) load(c *simcluster.Cluster, docs int) {
 }
 
 func (p *pair) options() recovery.Options {
+	settings := pump.DefaultSettings()
+	settings.RetryMax = 5 * time.Millisecond
 	return recovery.Options{
+		Settings:    settings,
 		Source:      recovery.Endpoint{URL: p.src.URL(), Bucket: bucket, Username: user, Password: pass},
 		Destination: recovery.Endpoint{URL: p.dst.URL(), Bucket: bucket, Username: user, Password: pass},
 		Timing: recovery.Timing{Request: 10 * time.Second, RetryMin: time.Millisecond, RetryMax: 5 * time.Millisecond,

@@ -73,15 +73,9 @@ func (r *run) transfer(ctx context.Context) error {
 		return errors.Join(err, source.Close())
 	}
 	r.tally.complete, r.tally.refused = make(map[uint16]uint64), make(map[uint16]*refusals)
-	wanted := make([]bool, int(pump.NoVBucket)+1)
-	for _, vb := range r.todo {
-		wanted[vb] = true
-	}
 	report, err := pump.Run(ctx, pump.Config{
 		Source: source, Sink: sink, Settings: r.opt.Settings, Threads: r.opt.Threads,
-		// The source was asked for these vbuckets only. Should it send others all
-		// the same, they would overwrite live data.
-		Filter:        func(it *pump.Item) bool { return wanted[it.VBucket] },
+		Filter:        only(r.todo),
 		Log:           r.opt.Log,
 		Stop:          r.opt.Stop,
 		KeepGoing:     true,
@@ -118,6 +112,16 @@ func (r *run) transfer(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// only lets nothing but the given vbuckets pass. The source was asked for no
+// others; should it send some all the same, they would overwrite live data.
+func only(vbs []uint16) func(*pump.Item) bool {
+	wanted := make([]bool, int(pump.NoVBucket)+1)
+	for _, vb := range vbs {
+		wanted[vb] = true
+	}
+	return func(it *pump.Item) bool { return wanted[it.VBucket] }
 }
 
 // incomplete is why a vbucket's transfer did not come to its proven end.

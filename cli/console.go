@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 
 	"github.com/hashicorp/go-hclog"
@@ -18,6 +19,7 @@ import (
 type console struct {
 	name   string
 	silent bool // say nothing but errors
+	full   bool // say long reasons whole (-v)
 
 	mu     sync.Mutex
 	err    io.Writer
@@ -30,7 +32,7 @@ type console struct {
 }
 
 func newConsole(p *Process, c *common) *console {
-	say := &console{name: p.Name, silent: c.silent, err: p.Stderr, width: func() int { return 80 }}
+	say := &console{name: p.Name, silent: c.silent, full: c.verbose > 0, err: p.Stderr, width: func() int { return 80 }}
 	if c.json {
 		say.out = p.Stdout
 	}
@@ -150,11 +152,37 @@ func (c *console) logger(verbose int) hclog.Logger {
 	case verbose == 1:
 		level = hclog.Info
 	}
-	l := hclog.NewInterceptLogger(&hclog.LoggerOptions{Name: c.name, Level: level, Output: c})
+	l := hclog.NewInterceptLogger(&hclog.LoggerOptions{Name: c.name, Level: level, Output: logWriter{c}})
 	if c.out != nil && !c.silent {
 		l.RegisterSink(logLines{c})
 	}
 	return l
+}
+
+// short cuts a text that is longer than people read, unless -v asks for all of
+// it. --json has it whole in any case.
+func (c *console) short(text string, most int) string {
+	if r := []rune(text); !c.full && len(r) > most {
+		return string(r[:most]) + "… (-v shows all)"
+	}
+	return text
+}
+
+// How much is shown of one reason, and of the error at the end.
+const (
+	shortReason = 240
+	shortError  = 500
+)
+
+// logWriter keeps log lines short.
+type logWriter struct{ c *console }
+
+func (w logWriter) Write(line []byte) (int, error) {
+	text := strings.TrimSuffix(string(line), "\n")
+	if _, err := io.WriteString(w.c, w.c.short(text, shortReason)+"\n"); err != nil {
+		return 0, err
+	}
+	return len(line), nil
 }
 
 // logLines turns warnings and errors of the log into JSON lines.

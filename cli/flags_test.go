@@ -6,12 +6,14 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/spf13/pflag"
 
 	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/recovery"
 )
 
 func TestParseExtras(t *testing.T) {
@@ -270,5 +272,23 @@ func TestRefuseSame(t *testing.T) {
 		if (err != nil) != c.same || err != nil && pump.ExitCode(err, 0) != 2 {
 			t.Errorf("%s to %s (bucket %s): %v", c.from, c.to, c.bucket, err)
 		}
+	}
+}
+
+func TestFailuresArePutTogether(t *testing.T) {
+	outcome := func(vb uint16, text string) recovery.Outcome {
+		o := recovery.Outcome{VBucket: vb}
+		if text != "" {
+			o.Err = errors.New(text)
+		}
+		return o
+	}
+	got := failures([]recovery.Outcome{
+		outcome(1, "transfer vbucket 1 from a to b: cut"), outcome(2, "transfer vbucket 2 from a to b: cut"),
+		outcome(3, ""), outcome(4, "vbucket 4: counts differ"), outcome(5, "transfer vbucket 5 from a to b: cut"),
+	})
+	want := []string{"left: 1-2,5: transfer from a to b: cut", "left: 4: counts differ"}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }

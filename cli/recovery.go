@@ -211,8 +211,8 @@ func (j *recoveryJob) event(e recovery.Event) {
 			Type: "phase", Phase: e.Phase, State: "ended", VBuckets: e.Done, Left: e.Left,
 			Elapsed: e.Elapsed.Seconds(), Error: plain(e.Err),
 		})
-		if e.Err != nil {
-			return // said at the end
+		if e.Err != nil || e.Done+e.Left == 0 {
+			return // an error is said at the end; a plan is shown whole
 		}
 	case recovery.Planned:
 		say.Emit(planLine{"plan", e.Plan})
@@ -220,8 +220,8 @@ func (j *recoveryJob) event(e recovery.Event) {
 		say.Emit(replacedLine{"node-replaced", e.Add, e.Remove, e.Before})
 	case recovery.VBucketEvent:
 		say.Emit(vbucketLine{"vbucket", e.Step, vbucketOf(&e.Outcome)})
-		if e.Outcome.Err == nil && j.flags.verbose == 0 {
-			return // a thousand good vbuckets need no line each
+		if j.flags.verbose == 0 {
+			return // a thousand vbuckets need no line each; the summary has them all
 		}
 	}
 	say.Print("%s: %s", say.name, plainText(e.String()))
@@ -254,18 +254,18 @@ func (j *recoveryJob) summary() {
 			}
 		}
 		if len(vbs) > 0 {
-			fmt.Fprintf(&b, "  %-26s %5d vbuckets  %12s items  %s\n", s.text, len(vbs), grouped(items), pump.FormatVBuckets(vbs))
+			fmt.Fprintf(&b, "  %-26s %14s  %12s items  %s\n", s.text, countOf(len(vbs), "vbucket"), grouped(items), pump.FormatVBuckets(vbs))
 		}
 	}
 	for _, why := range failures(res.Outcomes) {
-		fmt.Fprintf(&b, "  %s\n", why)
+		fmt.Fprintf(&b, "  %s\n", say.short(why, shortReason))
 	}
 	say.Print("%s", strings.TrimSuffix(b.String(), "\n"))
 	switch {
 	case j.flags.dryRun:
 		say.Print("next: nothing was changed. To do it:\n  %s", j.again(false))
 	case len(res.Remaining()) > 0:
-		say.Print("next: %d vbuckets are left. Mend what is named above, then run this; it does only those:\n  %s", len(res.Remaining()), j.again(res.Replaced))
+		say.Print("next: %s left. Mend what is named above, then run this; it does only what is left:\n  %s", countOf(len(res.Remaining()), "vbucket"), j.again(res.Replaced))
 	case len(res.Recovered()) > 0:
 		say.Print("next: rebalance the destination, so that the recovered vbuckets get replicas again.")
 	}
@@ -280,8 +280,9 @@ func failures(outcomes []recovery.Outcome) []string {
 		if o.Err == nil {
 			continue
 		}
-		// A reason that names its vbucket would stand alone for each of them.
-		why := strings.TrimPrefix(plain(o.Err), fmt.Sprintf("vbucket %d: ", o.VBucket))
+		// A reason that names its own vbucket would stand alone for each of them.
+		why := strings.Replace(plain(o.Err), fmt.Sprintf("vbucket %d", o.VBucket), "", 1)
+		why = strings.TrimPrefix(strings.Join(strings.Fields(why), " "), ": ")
 		if by[why] == nil {
 			order = append(order, why)
 		}
@@ -294,7 +295,7 @@ func failures(outcomes []recovery.Outcome) []string {
 			lines = append(lines, fmt.Sprintf("and %d more reasons; --json lists every vbucket's", len(order)-most))
 			break
 		}
-		lines = append(lines, fmt.Sprintf("vbucket %s: %s", pump.FormatVBuckets(by[why]), why))
+		lines = append(lines, fmt.Sprintf("left: %s: %s", pump.FormatVBuckets(by[why]), why))
 	}
 	return lines
 }

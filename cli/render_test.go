@@ -152,7 +152,7 @@ func TestMeterStaysInBounds(t *testing.T) {
 func TestReportText(t *testing.T) {
 	r := &pump.Report{
 		Snapshot:      pump.Snapshot{Elapsed: 2 * time.Second, Read: 100000, Done: 99995, Skipped: 1, Rejected: 3, BytesRead: 24.4e6, BytesDone: 24.3e6, Filtered: 7, Retried: 12},
-		StreamReports: []pump.StreamReport{{ID: "node a"}, {ID: "node b", Err: io.ErrUnexpectedEOF}},
+		StreamReports: []pump.StreamReport{{ID: "node a"}, {ID: "node b", Err: io.ErrUnexpectedEOF}, {ID: "node c", Err: errors.New("gone")}},
 		Rejections:    []pump.Rejection{{VBucket: 5, Key: []byte("big\xff"), Cause: errors.New("too large")}, {VBucket: pump.NoVBucket, Op: pump.Deletion, Key: []byte("d"), Cause: errors.New("no")}},
 		Causes:        []pump.CauseCount{{Verdict: pump.Rejected, Text: "too large", N: 3}, {Verdict: pump.Skipped, Text: "newer there", N: 1}},
 	}
@@ -169,9 +169,23 @@ func TestReportText(t *testing.T) {
   2.0 s, 49,997 items/s, 12.2 MB/s
   rejected: mutation <ud>big\xff</ud> of vbucket 5: too large
   rejected: deletion <ud>d</ud>: no
-  and 1 more; --json lists every one
-  not complete: node b: the other side closed the connection in the middle of a message`
+  and 1 more; --json lists every one`
 	if got := reportText(r); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+func TestBriefErrorKeepsClassCodeAndHint(t *testing.T) {
+	a := &pump.Error{Class: pump.ClassUnreachable, Code: "gone", Err: errors.New("node a is gone"), Hint: "Start it."}
+	b := errors.New("node b is cut")
+	r := &pump.Report{StreamReports: []pump.StreamReport{{ID: "a", Err: a}, {ID: "b", Err: b}, {ID: "c"}}}
+	got := brief(r, errors.Join(a, b))
+	if plain(got) != "2 of 3 parts of the source are not proven complete; each is named with its reason" ||
+		pump.ExitCode(got, 0) != 4 || pump.CodeOf(got) != "gone" || pump.HintOf(got) != "Start it." {
+		t.Errorf("got %#v", got)
+	}
+	r.StreamReports[1].Err = a
+	if got := brief(r, a); got != error(a) {
+		t.Errorf("one reason for all is said as it is; got %v", got)
 	}
 }

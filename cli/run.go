@@ -116,7 +116,7 @@ func finish(say *console, err error, sig syscall.Signal, result func(code int) a
 // Error says an error: one paragraph with what, where and why, then the hint.
 func (c *console) Error(err error) {
 	message, hint := plain(err), hintOf(err)
-	fmt.Fprintf(c, "%s: %s\n", c.name, message)
+	fmt.Fprintf(c, "%s: %s\n", c.name, c.short(message, shortError))
 	if hint != "" {
 		fmt.Fprintf(c, "hint: %s\n", hint)
 	}

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/cbpump/cbpump/pump"
@@ -49,7 +50,6 @@ func reportText(r *pump.Report) string {
 	}
 	b.WriteByte('\n')
 	rejections(&b, r)
-	failedStreams(&b, r)
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
@@ -87,14 +87,37 @@ func rejections(b *strings.Builder, r *pump.Report) {
 }
 
 // failedStreams lists the parts of the source that were not read to their end,
-// where there are several parts.
-func failedStreams(b *strings.Builder, r *pump.Report) {
-	if len(r.StreamReports) < 2 {
-		return // the error at the end says it
+// unless one reason, which the error at the end says, stopped them all.
+func failedStreams(say *console, r *pump.Report) {
+	if len(reasons(r)) < 2 {
+		return
 	}
 	for _, s := range r.StreamReports {
 		if s.Err != nil {
-			fmt.Fprintf(b, "  not complete: %s: %s\n", plainText(s.ID), plain(s.Err))
+			say.Print("  not complete: %s", say.short(plainText(s.ID)+": "+plain(s.Err), shortReason))
 		}
+	}
+}
+
+// reasons lists the different reasons for which streams were not read to their end.
+func reasons(r *pump.Report) []string {
+	var list []string
+	for _, s := range r.StreamReports {
+		if text := plain(s.Err); s.Err != nil && !slices.Contains(list, text) {
+			list = append(list, text)
+		}
+	}
+	return list
+}
+
+// brief is the error of a run, without what the table has listed already.
+func brief(r *pump.Report, err error) error {
+	n := len(reasons(r))
+	if n < 2 || pump.ClassOf(err) == pump.ClassInterrupted {
+		return err
+	}
+	return &pump.Error{
+		Class: pump.ClassOf(err), Code: pump.CodeOf(err), Hint: pump.HintOf(err),
+		Err: fmt.Errorf("%d of %d parts of the source are not proven complete; each is named with its reason", n, len(r.StreamReports)),
 	}
 }

@@ -55,6 +55,7 @@ func Transfer(ctx context.Context, r *pump.Registry, p *Process) int {
 	if r := job.report; r != nil && (err == nil || r.Read+r.Filtered > 0) {
 		say.Clear()
 		say.Print("%s", reportText(r))
+		failedStreams(say, r)
 	}
 	return finish(say, err, stop.signal(), job.result)
 }
@@ -155,7 +156,10 @@ func (t *transfer) run(ctx context.Context, stop <-chan struct{}) error {
 		}
 	}
 	t.report, err = pump.Run(ctx, cfg)
-	return err
+	if r := t.report; err == nil && r.Read == 0 && r.Filtered > 0 {
+		say.Warn(fmt.Sprintf("all %s items were left out: -k matches no key, or the source does not say which vbucket an item is in", grouped(r.Filtered)))
+	}
+	return brief(t.report, err)
 }
 
 func (t *transfer) dryRun(ctx context.Context, source pump.Source, sink pump.Sink) (err error) {

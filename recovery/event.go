@@ -1,7 +1,6 @@
 package recovery
 
 import (
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -22,40 +21,38 @@ const (
 )
 
 // Event is something that happened: PhaseStarted, PhaseEnded, Planned, Replaced,
-// VBucketEvent, Warning or Progress. String is its line for people; EventJSON
-// its line for scripts.
+// VBucketEvent, Warning or Progress. String is its line for people.
 type Event interface {
 	fmt.Stringer
-	// Kind names the event in JSON: "phase-started", "vbucket", …
-	Kind() string
+	event()
 }
 
 // PhaseStarted opens a phase; VBuckets is how many it is about.
 type PhaseStarted struct {
-	Phase    Phase `json:"phase"`
-	VBuckets int   `json:"vbuckets"`
+	Phase    Phase
+	VBuckets int
 }
 
 // PhaseEnded closes a phase. Done vbuckets go on to the next; Left ones do not.
 type PhaseEnded struct {
-	Phase   Phase         `json:"phase"`
-	Done    int           `json:"done"`
-	Left    int           `json:"left"`
-	Elapsed time.Duration `json:"elapsed_ns"`
-	Err     error         `json:"-"`
+	Phase   Phase
+	Done    int
+	Left    int
+	Elapsed time.Duration
+	Err     error
 }
 
 // Planned has the plan, before anything is changed.
 type Planned struct {
-	Plan *Plan `json:"plan"`
+	Plan *Plan
 }
 
 // Replaced says that the new node is in the place of the failed-over one.
 type Replaced struct {
-	Add    string `json:"add"`
-	Remove string `json:"remove"`
+	Add    string
+	Remove string
 	// Before: an earlier run had done so.
-	Before bool `json:"before"`
+	Before bool
 }
 
 // Step names of VBucketEvent.
@@ -69,31 +66,30 @@ const (
 
 // VBucketEvent is one vbucket that got further, or did not.
 type VBucketEvent struct {
-	Step    string  `json:"step"`
-	Phase   Phase   `json:"phase"`
-	Outcome Outcome `json:"outcome"`
+	Step    string
+	Phase   Phase
+	Outcome Outcome
 }
 
 // Warning is something that the operator should look at. Recovery goes on.
 type Warning struct {
-	Code string `json:"code"`
-	Text string `json:"text"`
-	Hint string `json:"hint,omitempty"`
+	Code string
+	Text string
+	Hint string
 }
 
 // Progress is how far the transfer has come.
 type Progress struct {
-	Snapshot pump.Snapshot `json:"-"`
+	Snapshot pump.Snapshot
 }
 
-// The names of the events.
-func (PhaseStarted) Kind() string { return "phase-started" }
-func (PhaseEnded) Kind() string   { return "phase-ended" }
-func (Planned) Kind() string      { return "plan" }
-func (Replaced) Kind() string     { return "node-replaced" }
-func (VBucketEvent) Kind() string { return "vbucket" }
-func (Warning) Kind() string      { return "warning" }
-func (Progress) Kind() string     { return "progress" }
+func (PhaseStarted) event() {}
+func (PhaseEnded) event()   {}
+func (Planned) event()      {}
+func (Replaced) event()     {}
+func (VBucketEvent) event() {}
+func (Warning) event()      {}
+func (Progress) event()     {}
 
 func (e PhaseStarted) String() string {
 	if e.Phase == PhasePlan {
@@ -164,40 +160,6 @@ func (e Warning) String() string {
 
 func (e Progress) String() string {
 	return fmt.Sprintf("%d items read, %d written", e.Snapshot.Read, e.Snapshot.Done)
-}
-
-// MarshalJSON adds the error as text and code.
-func (e PhaseEnded) MarshalJSON() ([]byte, error) {
-	type plain PhaseEnded
-	doc := struct {
-		plain
-		Code  string `json:"code,omitempty"`
-		Error string `json:"error,omitempty"`
-	}{plain: plain(e)}
-	if e.Err != nil {
-		doc.Code, doc.Error = pump.CodeOf(e.Err), e.Err.Error()
-	}
-	return json.Marshal(doc)
-}
-
-// MarshalJSON writes the counters.
-func (e Progress) MarshalJSON() ([]byte, error) {
-	s := &e.Snapshot
-	return json.Marshal(map[string]any{
-		"elapsed_ns": s.Elapsed, "read": s.Read, "done": s.Done, "skipped": s.Skipped, "rejected": s.Rejected,
-		"retried": s.Retried, "bytes_read": s.BytesRead, "bytes_done": s.BytesDone, "items_total": s.Estimate.Items,
-	})
-}
-
-// EventJSON is an event as one line of JSON without the newline; its first key
-// is "event".
-func EventJSON(e Event) ([]byte, error) {
-	body, err := json.Marshal(e)
-	if err != nil {
-		return nil, fmt.Errorf("write event %s as JSON: %w", e.Kind(), err)
-	}
-	head := append([]byte(`{"event":"`), e.Kind()...)
-	return append(append(head, `",`...), body[1:]...), nil
 }
 
 func count(n int, what string) string {

@@ -1,7 +1,6 @@
 package recovery
 
 import (
-	"encoding/json"
 	"slices"
 
 	"github.com/cbpump/cbpump/pump"
@@ -29,25 +28,6 @@ type Outcome struct {
 	Err              error // why it did not get further; nil: recovered, or nothing was tried
 
 	proven bool // the transfer is complete and confirmed; SourceItems is its count
-}
-
-// MarshalJSON writes the outcome for scripts.
-func (o Outcome) MarshalJSON() ([]byte, error) {
-	doc := struct {
-		VBucket          uint16 `json:"vbucket"`
-		Source           string `json:"source,omitempty"`
-		Destination      string `json:"destination,omitempty"`
-		SourceItems      uint64 `json:"source_items"`
-		DestinationItems uint64 `json:"destination_items"`
-		State            State  `json:"state"`
-		Code             string `json:"code,omitempty"`
-		Error            string `json:"error,omitempty"`
-		Hint             string `json:"hint,omitempty"`
-	}{o.VBucket, o.Source, o.Destination, o.SourceItems, o.DestinationItems, o.State, "", "", ""}
-	if o.Err != nil {
-		doc.Code, doc.Error, doc.Hint = pump.CodeOf(o.Err), o.Err.Error(), pump.HintOf(o.Err)
-	}
-	return json.Marshal(doc)
 }
 
 // Result is what a recovery did. It is never nil, whatever the error.

@@ -22,6 +22,8 @@ type fakeNode struct {
 	l  net.Listener
 	wg sync.WaitGroup
 
+	conversations sync.WaitGroup // one for each connection
+
 	mu       sync.Mutex
 	conns    map[net.Conn]bool
 	vbs      map[uint16]cluster.VBInfo
@@ -52,7 +54,11 @@ func startFake(t testing.TB, vbs map[uint16]cluster.VBInfo, tap func(n int, req 
 			f.mu.Lock()
 			f.conns[c] = true
 			f.mu.Unlock()
-			f.wg.Go(func() { f.serve(c) })
+			f.conversations.Add(1)
+			f.wg.Go(func() {
+				defer f.conversations.Done()
+				f.serve(c)
+			})
 		}
 	})
 	t.Cleanup(f.close)

@@ -53,6 +53,9 @@ func (l *layout) pick(list []uint16) ([]uint16, error) {
 		}
 		return out, nil
 	}
+	if len(list) == 0 {
+		return nil, pump.Usagef("the list of vbuckets is empty")
+	}
 	for _, vb := range list {
 		if err := l.refuse(vb); err != nil {
 			return nil, err

@@ -31,7 +31,11 @@ func DefaultOptions() Options {
 	return o
 }
 
-const endProofCount = "count"
+// Values of the option end-proof.
+const (
+	endProofMarker = "marker"
+	endProofCount  = "count"
+)
 
 // Plugin returns the declaration of the source for a registry: http and
 // couchbase for clusters, tap for one node. A frontend that wants only some of
@@ -69,6 +73,8 @@ func New(_ context.Context, cfg Config) (*DumpSource, error) {
 		return nil, pump.Usagef("option idle-timeout must be above 0: a node that falls silent would be waited for for ever")
 	case o.DumpVBuckets < 1:
 		return nil, pump.Usagef("option dump-vbuckets must be 1 or more")
+	case o.EndProof != endProofMarker && o.EndProof != endProofCount:
+		return nil, pump.Usagef("option end-proof must be %s or %s", endProofMarker, endProofCount)
 	}
 	if cfg.Bucket == "" {
 		cfg.Bucket = "default"

@@ -71,7 +71,7 @@ func (d *dump) judge(v *vbDump, after map[uint16]cluster.VBInfo, byCount bool) (
 func (d *dump) unproven(whys []string, byCount bool) error {
 	const most = 4
 	e := &pump.Error{Code: codeIncomplete, Op: d.op, Retry: true,
-		Hint: "What was read is at the destination, but this is not known to be all. If the bucket is being written to, stop that; then run the same command again."}
+		Hint: "What came was passed on, but it is not known to be all. If the bucket is being written to, stop that; then run the same command again."}
 	list := strings.Join(whys[:min(most, len(whys))], "; ")
 	if n := len(whys) - most; n > 0 {
 		list += fmt.Sprintf("; and %d more", n)

@@ -122,7 +122,7 @@ func split(vbs []uint16, active map[uint16]string, want int) [][]uint16 {
 func streamID(bucket string, vbs []uint16) string {
 	h := fnv.New32a()
 	for _, vb := range vbs {
-		h.Write([]byte{byte(vb >> 8), byte(vb)})
+		_, _ = h.Write([]byte{byte(vb >> 8), byte(vb)})
 	}
 	return fmt.Sprintf("tap:%s:vb%s:%08x", bucket, ranges(vbs), h.Sum32())
 }

@@ -290,11 +290,14 @@ func compare(t *testing.T, c *capture.Capture, got []read) {
 // TestCutAtEveryByte cuts recorded dumps at every byte: none of them may end in
 // io.EOF (invariant 4), and every item before the cut must have come.
 func TestCutAtEveryByte(t *testing.T) {
-	for _, name := range []string{"2.5.1-tap-dump-ack-fix", "3.0.3-tap-dump-ack", "4.0-tap-dump-two-vb"} {
+	for name, every := range map[string]bool{
+		"2.5.1-tap-dump-one-replica": true, "3.0.3-tap-dump-one-replica": true, "4.0-tap-dump-one-replica": true,
+		"2.5.1-tap-dump-ack-fix": false, "3.0.3-tap-dump-ack": false, "4.0-tap-dump-two-vb": false,
+	} {
 		t.Run(name, func(t *testing.T) {
 			c := load(t, name)
 			stream := c.Stream(capture.Server)
-			offsets := interesting(stream)
+			offsets := interesting(stream, every)
 			var cut int
 			f, list := captureNode(t, c, 0)
 			f.tap = func(_ int, _ mcbp.TapConnect, conn net.Conn, r *mcbp.Reader) error {
@@ -321,14 +324,14 @@ func TestCutAtEveryByte(t *testing.T) {
 	}
 }
 
-// interesting returns every offset of a stream, but of the inside of large
-// values only a few: what is in there cannot matter.
-func interesting(stream []byte) (out []int) {
+// interesting returns every offset of a stream, or of the inside of large
+// values only a few.
+func interesting(stream []byte, every bool) (out []int) {
 	packets, _ := capture.Split(stream)
 	at := 0
 	for _, p := range packets {
 		for i := range p {
-			if i < 120 || len(p)-i < 10 || i%997 == 0 {
+			if every || i < 120 || len(p)-i < 10 || i%997 == 0 {
 				out = append(out, at+i)
 			}
 		}
@@ -585,7 +588,7 @@ func TestSilence(t *testing.T) {
 			}
 		}
 	})
-	got := readOnce(t, one(t, f, func(cfg *Config) { cfg.Options.IdleTimeout = 50 * time.Millisecond }, 7), 4096)
+	got := readOnce(t, one(t, f, func(cfg *Config) { cfg.Options.IdleTimeout = 300 * time.Millisecond }, 7), 4096)
 	want(t, got.err, codeIdle, "fell silent", "1 live items came, the node counts 2")
 	if len(got.items) != 1 || !pump.IsRetryable(got.err) {
 		t.Errorf("%d items, retryable %v", len(got.items), pump.IsRetryable(got.err))
@@ -643,6 +646,28 @@ func TestNodeDies(t *testing.T) {
 	if err := readOnce(t, s, 4096).err; !pump.IsRetryable(err) || pump.ClassOf(err) != pump.ClassUnreachable {
 		t.Errorf("opened again: %v", err)
 	}
+}
+
+// TestLeavesNothingOpen: the node sees every connection close, also those of a
+// stream that is closed in mid-dump. It would wait for ever otherwise.
+func TestLeavesNothingOpen(t *testing.T) {
+	f := startFake(t, map[uint16]cluster.VBInfo{1: active(2), 2: active(2), 3: active(2), 4: active(2)},
+		func(n int, req mcbp.TapConnect, c net.Conn, r *mcbp.Reader) error {
+			vb := req.VBuckets[0]
+			if n == 3 {
+				return new(script).begin(vb).items(vb, 1).play(c, r)
+			}
+			return new(script).begin(vb).items(vb, 2).finish(vb).play(c, r)
+		})
+	s := one(t, f, func(cfg *Config) { cfg.Options.DumpVBuckets = 1 }, 1, 2, 3, 4)
+	want(t, readOnce(t, s, 4096).err, codeIncomplete, "vbucket 4")
+	if err := s.Open(context.Background(), nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	f.conversations.Wait()
 }
 
 func TestLogin(t *testing.T) {

@@ -28,8 +28,9 @@ type Config struct {
 	Recovery           bool // serve the proposal's REST endpoints; that is the default anyway
 	WithoutRecoveryAPI bool // answer 404 to them, as all real servers do
 
-	// FlushDelay is how long a written item stays unflushed on 3.0 and later; until
-	// then dumps miss it and ep_queue_size counts it. 0 = flushed at once.
+	// FlushDelay is how long a written item stays unflushed; until then ep_queue_size
+	// counts it, and dumps miss it: all items on 3.0 and later, tombstones on 2.5.1,
+	// which has the others in memory. 0 = flushed at once.
 	FlushDelay time.Duration
 
 	// WithoutKVMap leaves the cluster map out of NOT_MY_VBUCKET answers, as nodes do

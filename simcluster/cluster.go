@@ -18,12 +18,12 @@ import (
 
 // Errors that callers may want to tell apart.
 var (
-	ErrNoActive     = errors.New("the vbucket has no active copy")
-	ErrNotMember    = errors.New("the node is not an active member of the cluster")
-	ErrMember       = errors.New("the node is in the cluster already")
-	ErrLastNode     = errors.New("the last active node cannot be failed over")
-	ErrNodeDown     = errors.New("the node does not run")
-	errUnknownState = errors.New("unknown vbucket state")
+	ErrNoActive  = errors.New("the vbucket has no active copy")
+	ErrNoCopy    = errors.New("the node has no copy of the vbucket")
+	ErrNotMember = errors.New("the node is not an active member of the cluster")
+	ErrMember    = errors.New("the node is in the cluster already")
+	ErrLastNode  = errors.New("the last active node cannot be failed over")
+	ErrNodeDown  = errors.New("the node does not run")
 )
 
 // Cluster is a running cluster. Its methods may be called from any goroutine.
@@ -58,6 +58,14 @@ type Bucket struct {
 	// nodes are the nodes that serve the bucket, in the order of the server list.
 	// Guarded by the cluster's lock.
 	nodes []*nodeBucket
+	terse map[*Node]terseCache // guarded by the cluster's lock
+}
+
+// terseCache is a terse document as one node gives it, good for one revision of
+// the topology: NOT_MY_VBUCKET answers may carry it thousands of times.
+type terseCache struct {
+	rev int
+	doc []byte
 }
 
 const memcachedType = "memcached"
@@ -240,7 +248,7 @@ func (c *Cluster) stampDeletion(it *item) {
 func (c *Cluster) createBucket(bc BucketConfig) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	b := &Bucket{c: c, cfg: bc, uuid: fmt.Sprintf("%032x", c.cas.next())}
+	b := &Bucket{c: c, cfg: bc, uuid: fmt.Sprintf("%032x", c.cas.next()), terse: make(map[*Node]terseCache)}
 	n := c.cfg.VBuckets
 	if b.memcached() {
 		n = 1

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cbpump/cbpump/mcbp"
 )
@@ -432,7 +433,12 @@ func (c *conn) store(nb *nodeBucket, f *mcbp.Frame) bool {
 	if v != serveIt {
 		return v == refused
 	}
-	old := nb.lookup(m, f.VBucket, f.Key())
+	// An expired item counts as absent here, but only reads and deletions reap it.
+	newest := nb.copies[f.VBucket].get(f.Key())
+	old := newest
+	if old != nil && (old.deleted || old.expired(time.Now().Unix())) {
+		old = nil
+	}
 	status := mcbp.StatusOK
 	switch f.Opcode {
 	case mcbp.OpAdd, mcbp.OpAddQ:
@@ -449,7 +455,7 @@ func (c *conn) store(nb *nodeBucket, f *mcbp.Frame) bool {
 	}
 	if status == mcbp.StatusOK {
 		it.cas = c.n.c.cas.next()
-		it.rev = nb.copies[f.VBucket].nextRev(nb.copies[f.VBucket].get(f.Key()))
+		it.rev = nb.copies[f.VBucket].nextRev(newest)
 		nb.write(m, f.VBucket, it)
 	}
 	m.mu.Unlock()

@@ -250,7 +250,7 @@ func (n *Node) StoreAt(bucket string, vb uint16, d Doc) error {
 		if ok {
 			m.mu.Unlock()
 		}
-		return fmt.Errorf("node %s bucket %s vbucket %d: %w", n.OTP(), bucket, vb, errUnknownState)
+		return fmt.Errorf("node %s bucket %s vbucket %d: %w", n.OTP(), bucket, vb, ErrNoCopy)
 	}
 	defer m.mu.Unlock()
 	it := nb.itemOf(vb, d)

@@ -290,6 +290,9 @@ func (b *Bucket) terseFor(self *Node) []byte {
 	c := b.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if cached, ok := b.terse[self]; ok && cached.rev == c.rev {
+		return cached.doc
+	}
 	d := terseDoc{
 		Rev: c.rev, Name: b.cfg.Name, NodeLocator: b.locator(), UUID: b.uuid, BucketCapabilities: b.capabilities(),
 		URI:          fmt.Sprintf("/pools/default/buckets/%s?bucket_uuid=%s", b.cfg.Name, b.uuid),
@@ -308,7 +311,9 @@ func (b *Bucket) terseFor(self *Node) []byte {
 	if !b.memcached() {
 		d.VBucketServerMap = b.mapDoc(c.terseName())
 	}
-	return mustJSON(d)
+	doc := mustJSON(d)
+	b.terse[self] = terseCache{rev: c.rev, doc: doc}
+	return doc
 }
 
 func (c *Cluster) nodeServices(self *Node) nodeServicesDoc {

@@ -112,20 +112,14 @@ func (c *conn) statsDetails(nb *nodeBucket, vb uint16, v *vcopy, add func(name, 
 	prefix := fmt.Sprintf("vb_%d", vb)
 	add(prefix, v.state.String())
 	num := func(name string, n uint64) { add(prefix+":"+name, strconv.FormatUint(n, 10)) }
-	var memory uint64
-	for _, it := range v.log {
-		if it != nil && !it.deleted {
-			memory += uint64(len(it.key) + len(it.value) + 56)
-		}
-	}
 	queue := uint64(v.unflushed(c.n.c.cfg.FlushDelay))
 	filled := v.creates + v.updates + v.deletes
 	num("num_items", uint64(v.live))
 	num("num_temp_items", 0)
 	num("num_non_resident", 0)
 	num("ht_memory", 24736)
-	num("ht_item_memory", memory)
-	num("ht_cache_size", memory)
+	num("ht_item_memory", v.memory)
+	num("ht_cache_size", v.memory)
 	num("num_ejects", 0)
 	num("ops_create", v.creates)
 	num("ops_update", v.updates)
@@ -140,8 +134,8 @@ func (c *conn) statsDetails(nb *nodeBucket, vb uint16, v *vcopy, add func(name, 
 	if c.n.c.family < 3 {
 		return
 	}
-	num("db_data_size", memory)
-	num("db_file_size", 4096+memory)
+	num("db_data_size", v.memory)
+	num("db_file_size", 4096+v.memory)
 	num("high_seqno", v.high)
 	num("uuid", v.uuid)
 	num("purge_seqno", 0)
@@ -149,13 +143,7 @@ func (c *conn) statsDetails(nb *nodeBucket, vb uint16, v *vcopy, add func(name, 
 		return
 	}
 	add(prefix+":bloom_filter", "DOESN'T EXIST")
-	var maxCAS uint64
-	for _, it := range v.log {
-		if it != nil {
-			maxCAS = max(maxCAS, it.cas)
-		}
-	}
-	num("max_cas", maxCAS)
+	num("max_cas", v.maxCAS)
 	add(prefix+":drift_counter", "-140737488355328")
 	add(prefix+":time_sync", "disabled")
 }

@@ -36,6 +36,9 @@ func (it *item) expired(now int64) bool {
 	return !it.deleted && it.expiry != 0 && int64(it.expiry) <= now
 }
 
+// size is what the item takes in a server's memory, in bytes.
+func (it *item) size() uint64 { return uint64(len(it.key) + len(it.value) + 56) }
+
 func (it *item) doc() Doc {
 	return Doc{
 		Key: []byte(it.key), Value: bytes.Clone(it.value), Flags: it.flags, Expiry: it.expiry,
@@ -55,13 +58,13 @@ type vcopy struct {
 	// maxDeletedRev is where the revisions of new keys go on from, so that a key
 	// that was purged and comes again never has a lower one.
 	maxDeletedRev             uint64
+	maxCAS                    uint64
+	memory                    uint64 // of live items, in bytes
 	creates, updates, deletes uint64
 }
 
-func (v *vcopy) reset() {
-	v.index, v.log, v.holes, v.live, v.high, v.maxDeletedRev = nil, nil, 0, 0, 0, 0
-	v.creates, v.updates, v.deletes = 0, 0, 0
-}
+// reset empties the copy and keeps its state and uuid.
+func (v *vcopy) reset() { *v = vcopy{state: v.state, uuid: v.uuid} }
 
 func (v *vcopy) get(key []byte) *item {
 	i, ok := v.index[string(key)]
@@ -84,6 +87,7 @@ func (v *vcopy) put(it *item) {
 		if !v.log[i].deleted {
 			v.live--
 			v.updates++
+			v.memory -= v.log[i].size()
 		}
 		v.log[i] = nil
 		v.holes++
@@ -95,7 +99,9 @@ func (v *vcopy) put(it *item) {
 		v.maxDeletedRev = max(v.maxDeletedRev, it.rev)
 	} else {
 		v.live++
+		v.memory += it.size()
 	}
+	v.maxCAS = max(v.maxCAS, it.cas)
 	if v.holes > 64 && v.holes > len(v.log)/2 {
 		v.compact()
 	}

@@ -581,7 +581,7 @@ func BenchmarkDump(b *testing.B) {
 					b.Fatal(err)
 				}
 			}
-			connect := tapConnect(mcbp.TapDump|mcbp.TapFixFlagByteorder)
+			connect := tapConnect(mcbp.TapDump | mcbp.TapFixFlagByteorder)
 			b.ReportAllocs()
 			buf := make([]byte, 1<<20)
 			for b.Loop() {

@@ -38,14 +38,16 @@ type producer struct {
 	head       int    // of unacked
 	resend     []sent // refused with 0x85 or 0x86
 
-	held     *item // the next message, kept back until it is known whether one follows
-	heldVB   uint16
-	anySent  bool
-	bytes    int // written so far
-	cutAt    int
-	omit8    bool
-	nru      byte
-	netOrder uint16 // message flag of item flags in network order
+	held    *item // the next message, kept back until it is known whether one follows
+	heldVB  uint16
+	anySent bool
+
+	flushedUntil int64 // Unix nanoseconds, of the vbucket being sent
+	bytes        int   // written so far
+	cutAt        int
+	omit8        bool
+	nru          byte
+	netOrder     uint16 // message flag of item flags in network order
 }
 
 // sent is one message that may have to go again. it is nil for TAP_OPAQUE.
@@ -168,13 +170,13 @@ func (p *producer) dump(vb uint16) error {
 	}
 	all := v.snapshot()
 	m.mu.Unlock()
+	p.flushedUntil = time.Now().Add(-p.c.n.c.cfg.FlushDelay).UnixNano()
 	if p.c.n.c.family == 2 {
 		return p.dumpMemory(vb, all)
 	}
-	// From disk, in order of writing; what is not flushed yet is not there.
-	flushed := time.Now().Add(-p.c.n.c.cfg.FlushDelay).UnixNano()
+	// From disk, in order of writing.
 	for _, it := range all {
-		if p.c.n.c.cfg.FlushDelay > 0 && it.at > flushed {
+		if !p.flushed(it) {
 			continue
 		}
 		if err := p.push(vb, it); err != nil {
@@ -199,7 +201,7 @@ func (p *producer) dumpMemory(vb uint16, all []*item) error {
 	for i := range n + 1 {
 		if i == tombsAt {
 			for _, it := range all {
-				if !it.deleted {
+				if !it.deleted || !p.flushed(it) {
 					continue
 				}
 				if err := p.push(vb, it); err != nil {
@@ -217,6 +219,11 @@ func (p *producer) dumpMemory(vb uint16, all []*item) error {
 		}
 	}
 	return nil
+}
+
+// flushed reports that an item is on disk; what is not there a dump misses.
+func (p *producer) flushed(it *item) bool {
+	return p.c.n.c.cfg.FlushDelay == 0 || it.at <= p.flushedUntil
 }
 
 func gcd(a, b int) int {

@@ -150,7 +150,7 @@ func (p *Pipe) Wait() error {
 	}
 	err := <-p.done
 	p.unguard()
-	if err == nil {
+	if err == nil && p.werr == nil {
 		return nil
 	}
 	p.dead = true

@@ -87,7 +87,7 @@ func progressText(s *pump.Snapshot, r rates) string {
 	for _, n := range []struct {
 		what string
 		n    uint64
-	}{{"skipped", s.Skipped}, {"rejected", s.Rejected}, {"retried", s.Retried}} {
+	}{{"skipped", s.Skipped}, {"rejected", s.Rejected}, {"left out", s.Filtered}, {"sent again", s.Retried}} {
 		if n.n > 0 {
 			fmt.Fprintf(&b, "  %s %s", n.what, grouped(n.n))
 		}

@@ -247,28 +247,38 @@ func (j *recoveryJob) summary() {
 		{recovery.StateMissing, "missing"},
 	} {
 		var vbs []uint16
-		var items uint64
 		for i := range res.Outcomes {
 			if o := &res.Outcomes[i]; o.State == s.state {
-				vbs, items = append(vbs, o.VBucket), items+o.DestinationItems
+				vbs = append(vbs, o.VBucket)
 			}
 		}
 		if len(vbs) > 0 {
-			fmt.Fprintf(&b, "  %-26s %14s  %12s items  %s\n", s.text, countOf(len(vbs), "vbucket"), grouped(items), pump.FormatVBuckets(vbs))
+			fmt.Fprintf(&b, "  %-26s %14s  %s\n", s.text, countOf(len(vbs), "vbucket"), pump.FormatVBuckets(vbs))
 		}
 	}
 	for _, why := range failures(res.Outcomes) {
 		fmt.Fprintf(&b, "  %s\n", say.short(why, shortReason))
 	}
 	say.Print("%s", strings.TrimSuffix(b.String(), "\n"))
+	say.Print("%s", j.next())
+}
+
+// next says what to do after a run. As long as vbuckets are missing it must not
+// be a rebalance: that would create them anew, empty.
+func (j *recoveryJob) next() string {
+	res := j.result
+	const wait = "Do not rebalance the destination before that: it would create them anew, empty."
 	switch {
 	case j.flags.dryRun:
-		say.Print("next: nothing was changed. To do it:\n  %s", j.again(false))
+		return "next: nothing was changed. To do it:\n  " + j.again(false)
 	case len(res.Remaining()) > 0:
-		say.Print("next: %s left. Mend what is named above, then run this; it does only what is left:\n  %s", countOf(len(res.Remaining()), "vbucket"), j.again(res.Replaced))
-	case len(res.Recovered()) > 0:
-		say.Print("next: rebalance the destination, so that the recovered vbuckets get replicas again.")
+		return fmt.Sprintf("next: %s left. Mend what is named above, then run this; it does only what is left. %s\n  %s",
+			countOf(len(res.Remaining()), "vbucket"), wait, j.again(res.Replaced))
+	case res.Plan != nil && len(res.Plan.NotAsked) > 0:
+		return fmt.Sprintf("next: %s not in the list and still missing: %s. Recover them too. %s",
+			countOf(len(res.Plan.NotAsked), "vbucket"), pump.FormatVBuckets(res.Plan.NotAsked), wait)
 	}
+	return "next: rebalance the destination, so that the recovered vbuckets get replicas again."
 }
 
 // failures puts vbuckets that failed for one reason in one line.

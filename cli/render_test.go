@@ -103,7 +103,7 @@ func TestProgressText(t *testing.T) {
 		{"no estimate", unknown, "500 items  250 items/s  500.0 kB/s  skipped 10"},
 		{"more than was expected", over, " 99 %  5,010 of 5,010 items  2,505 items/s  500.0 kB/s  skipped 10"},
 		{"all", end, "100 %  1,000 of 1,000 items  500 items/s  500.0 kB/s  skipped 10"},
-		{"nothing moves", parked, "  0 %  0 of 1,000 items  0 items/s  0 B/s  retried 7"},
+		{"nothing moves", parked, "  0 %  0 of 1,000 items  0 items/s  0 B/s  sent again 7"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var m meter

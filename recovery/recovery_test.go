@@ -361,7 +361,7 @@ func TestUnverifiedActive(t *testing.T) {
 	if got := p.dst.Bucket(bucket).Missing(); !slices.Equal(got, p.missing) {
 		t.Errorf("missing %v, want all of %v", got, p.missing)
 	}
-	if o := outcome(t, res, bad); pump.CodeOf(o.Err) != "count-differs" || o.State != recovery.StateActive {
+	if o := outcome(t, res, bad); pump.CodeOf(o.Err) != "count-differs" || o.State != recovery.StateActive || !strings.Contains(pump.HintOf(o.Err), "set it dead") {
 		t.Errorf("outcome %+v", o)
 	}
 	for _, vb := range p.missing[1:] {
@@ -476,6 +476,29 @@ func TestCountDiffers(t *testing.T) {
 	if s := p.states(bad); s[mcbp.VBActive] != 0 {
 		t.Errorf("vbucket %d is %v", bad, s)
 	}
+	if _, _, err := p.run(nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	p.whole()
+}
+
+// TestCountHigher: an earlier run brought a document that the source has deleted
+// since.
+func TestCountHigher(t *testing.T) {
+	p := newPair(t, shape{})
+	bad, at := p.missing[0], p.dst.Nodes()[1]
+	at.SetVBucket(bucket, bad, mcbp.VBReplica)
+	if err := at.StoreAt(bucket, bad, simcluster.Doc{Key: []byte("deleted since"), Value: []byte("x")}); err != nil {
+		t.Fatal(err)
+	}
+	res, _, err := p.run(nil, nil)
+	wants(t, err, pump.ClassFailed, "vbuckets-left")
+	o := outcome(t, res, bad)
+	if pump.CodeOf(o.Err) != "count-higher" || o.State != recovery.StateReplica || o.DestinationItems != o.SourceItems+1 {
+		t.Errorf("outcome %+v", o)
+	}
+	// The hint's way out.
+	at.SetVBucket(bucket, bad, mcbp.VBAbsent)
 	if _, _, err := p.run(nil, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -120,19 +120,29 @@ func (r *run) compare(vb uint16, src, dst *survey) error {
 		o.SourceItems = now
 		return nil
 	}
-	if known && !o.proven {
+	if !o.proven {
+		if !known {
+			return &pump.Error{Code: "count-differs", Op: op, Err: errors.New("the source does not say how many items it holds"),
+				Hint: "When all nodes of the source answer, run the command again."}
+		}
 		o.SourceItems = now
 	}
-	e := &pump.Error{Code: "count-differs", Op: op,
-		Err:  fmt.Errorf("it holds %s, the source %d", count(int(info.Items), "live item"), o.SourceItems),
-		Hint: "It is not activated, since it may not be whole. Stop writing to the source if you can, then run the command again."}
-	switch {
-	case !known && src != nil && !o.proven:
-		e.Err = errors.New("the source no longer says how many items it holds")
-	case known && o.proven && now != o.SourceItems:
+	e := r.differs(op, o)
+	if known && now != o.SourceItems {
 		e.Err = fmt.Errorf("%w (%d at the end of the transfer, %d now)", e.Err, o.SourceItems, now)
 	}
-	if info.Items > o.SourceItems {
+	return e
+}
+
+// differs is a vbucket whose counts differ, and what to do about it.
+func (r *run) differs(op string, o *Outcome) *pump.Error {
+	e := &pump.Error{Code: "count-differs", Op: op,
+		Err:  fmt.Errorf("it holds %s, the source %d", count(int(o.DestinationItems), "live item"), o.SourceItems),
+		Hint: "It is not activated, since it may not be whole. Stop writing to the source if you can, then run the command again."}
+	switch {
+	case o.State == StateActive:
+		e.Hint = fmt.Sprintf("An earlier run activated it and was cut before the map was updated. If the source has been written to since, that explains the difference: publish it with POST /pools/default/buckets/%s/updateVbucketMap. If not, set it dead with changeVbucketStates and run the command again: it is transferred anew.", r.dst.name)
+	case o.DestinationItems > o.SourceItems:
 		e.Code = "count-higher"
 		e.Hint = "It is not activated: it still holds documents that an earlier run brought and that the source has deleted since. Set it dead with changeVbucketStates and delete it at its owner, then run the command again."
 	}

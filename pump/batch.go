@@ -118,7 +118,12 @@ func (b *Batch) Verdict(i int) Verdict { return b.verdicts[i] }
 func (b *Batch) Cause(i int) error { return b.causes[i] }
 
 // Done confirms item i: the destination said that it holds it.
-func (b *Batch) Done(i int) { b.verdicts[i] = Done }
+func (b *Batch) Done(i int) {
+	b.verdicts[i] = Done
+	if len(b.causes) > 0 {
+		delete(b.causes, i)
+	}
+}
 
 // Settle gives item i any verdict, and the reason. An item may be settled again
 // within a Write; the last word counts.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"syscall"
 )
@@ -77,21 +78,53 @@ func IsRetryable(err error) bool {
 }
 
 // ClassOf returns the class of err: that of the outermost Error whose class was
-// set, else what the system error underneath says.
+// set, else what the system error underneath says. Of several joined errors the
+// first class that says more than "failed" counts, but they are partial only if
+// all of them are: a failure beside a partial success is a failure.
 func ClassOf(err error) Class {
-	var e *Error
-	for inner := err; errors.As(inner, &e); inner = e.Err {
-		if e.Class != ClassFailed {
+	for at := err; at != nil; {
+		if e, ok := at.(*Error); ok && e.Class != ClassFailed {
 			return e.Class
 		}
+		switch u := at.(type) {
+		case interface{ Unwrap() error }:
+			at = u.Unwrap()
+		case interface{ Unwrap() []error }:
+			return joinedClass(u.Unwrap())
+		default:
+			at = nil
+		}
 	}
+	return systemClass(err)
+}
+
+func joinedClass(parts []error) Class {
+	partial := 0
+	for _, p := range parts {
+		switch c := ClassOf(p); c {
+		case ClassFailed:
+		case ClassPartial:
+			partial++
+		default:
+			return c
+		}
+	}
+	if partial > 0 && partial == len(parts) {
+		return ClassPartial
+	}
+	return ClassFailed
+}
+
+func systemClass(err error) Class {
+	var dns *net.DNSError
 	switch {
 	case errors.Is(err, context.Canceled):
 		return ClassInterrupted
-	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH),
+		errors.As(err, &dns):
 		return ClassUnreachable
 	case errors.Is(err, os.ErrPermission):
-		return ClassFailed
+		return ClassDenied
 	}
 	return ClassFailed
 }

@@ -3,6 +3,9 @@ package pump
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"math"
+	"math/big"
 	"reflect"
 	"slices"
 	"strconv"
@@ -23,7 +26,8 @@ import (
 //		Token     string        `opt:"token" secret:"true" help:"access token"`
 //	}
 //
-// Field types are string, bool, the integers, float64, time.Duration and Size.
+// Field types are string, bool, the integers, float64, time.Duration (never
+// negative) and Size. The fields of an embedded struct count as the struct's own.
 type Option struct {
 	Name    string
 	Type    string // "string", "bool", "int", "duration", "size", "float"
@@ -83,16 +87,30 @@ func DescribeOptions(declared any) ([]Option, error) {
 	if t.Kind() != reflect.Struct {
 		return nil, fmt.Errorf("options are declared by a struct, not by %s", t)
 	}
-	var out []Option
+	return describe(t, nil)
+}
+
+func describe(t reflect.Type, out []Option) ([]Option, error) {
 	for i := range t.NumField() {
 		f := t.Field(i)
 		name := f.Tag.Get("opt")
 		if name == "" {
+			if f.Anonymous && f.Type.Kind() == reflect.Struct { // options shared by several plugins
+				var err error
+				if out, err = describe(f.Type, out); err != nil {
+					return nil, err
+				}
+			}
 			continue
 		}
 		kind, ok := optionType(f.Type)
-		if !ok {
+		switch {
+		case !ok:
 			return nil, fmt.Errorf("option %q: type %s is not supported", name, f.Type)
+		case !f.IsExported():
+			return nil, fmt.Errorf("option %q: field %s cannot be set from outside, begin it with a capital", name, f.Name)
+		case slices.ContainsFunc(out, func(o Option) bool { return strings.EqualFold(o.Name, name) }):
+			return nil, fmt.Errorf("option %q is declared twice", name)
 		}
 		o := Option{Name: name, Type: kind, Default: f.Tag.Get("default"), Help: f.Tag.Get("help"), Secret: f.Tag.Get("secret") == "true"}
 		if e := f.Tag.Get("enum"); e != "" {
@@ -115,7 +133,8 @@ func optionType(t reflect.Type) (string, bool) {
 		return "string", true
 	case reflect.Bool:
 		return "bool", true
-	case reflect.Int, reflect.Int32, reflect.Int64, reflect.Uint, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
+		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
 		return "int", true
 	case reflect.Float64:
 		return "float", true
@@ -141,7 +160,7 @@ func DecodeOptions(owner string, values map[string]string, into any) error {
 	if err != nil {
 		return err
 	}
-	for name := range values {
+	for _, name := range slices.Sorted(maps.Keys(values)) {
 		if !slices.ContainsFunc(opts, func(o Option) bool { return o.Name == name }) {
 			return unknownOption(owner, name, opts)
 		}
@@ -185,6 +204,24 @@ func decodeOne(o Option, text string, into any) error {
 			}
 			value = b
 		}
+	case "int":
+		// Read here since mapstructure takes 010 for octal.
+		n, ok := new(big.Int).SetString(text, 10)
+		if !ok {
+			return what
+		}
+		value = n.String()
+	case "float":
+		f, err := strconv.ParseFloat(text, 64)
+		if err != nil || math.IsNaN(f) || math.IsInf(f, 0) {
+			return what
+		}
+	case "duration":
+		d, err := time.ParseDuration(text)
+		if err != nil || d < 0 {
+			return what
+		}
+		value = d
 	case "size":
 		n, err := ParseSize(text)
 		if err != nil {
@@ -196,7 +233,7 @@ func decodeOne(o Option, text string, into any) error {
 		TagName:          "opt",
 		Result:           into,
 		WeaklyTypedInput: true,
-		DecodeHook:       mapstructure.StringToTimeDurationHookFunc(),
+		Squash:           true,
 	})
 	if err != nil {
 		return what
@@ -217,6 +254,7 @@ func unknownOption(owner, name string, opts []Option) error {
 		names[i] = o.Name
 	}
 	slices.Sort(names)
+	names = slices.Compact(names)
 	return Usagef("%s has no option %q%s; it has %s", owner, name, DidYouMean(name, names), strings.Join(names, ", "))
 }
 

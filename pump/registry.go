@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -149,6 +148,18 @@ func register[O any](r *Registry, p *Plugin) error {
 	if err != nil {
 		return fmt.Errorf("register %s %q: %w", p.Role, p.Schemes[0], err)
 	}
+	engine, err := DescribeOptions(Settings{})
+	if err != nil {
+		return err
+	}
+	for _, e := range engine {
+		if slices.ContainsFunc(opts, func(o Option) bool { return o.Name == e.Name }) {
+			return fmt.Errorf("register %s %q: option %q is the engine's", p.Role, p.Schemes[0], e.Name)
+		}
+	}
+	if err := DecodeOptions("declared defaults", nil, &o); err != nil {
+		return fmt.Errorf("register %s %q: %w", p.Role, p.Schemes[0], err)
+	}
 	p.Options = opts
 	r.plugins[p.Role] = append(r.plugins[p.Role], p)
 	return nil
@@ -184,26 +195,20 @@ type Resolved struct {
 	values map[string]string
 }
 
-// Resolve takes a spec apart and finds its plugin. Credentials in the spec's
-// user info take the place of those in env.
+// Resolve takes a spec apart and finds its plugin. A user name and a password
+// in the spec's user info each take the place of the one in env. Its errors show
+// neither these nor an option's value (invariant 9).
 func (r *Registry) Resolve(role Role, spec string, env Env) (*Resolved, error) {
 	scheme, rest, path := splitSpec(spec)
-	var p *Plugin
-	switch {
-	case !path:
-		p = r.find(role, scheme)
-	case strings.HasPrefix(scheme, "."):
-		for _, q := range r.plugins[role] {
-			if slices.Contains(q.Extensions, scheme) {
-				p = q
-			}
+	p := r.find(role, scheme)
+	if path {
+		if addressLike(spec) {
+			return nil, Usagef("the %s is neither a path nor an address: an address begins with its scheme, such as http://, and a file of that name is written ./NAME", role)
 		}
 		scheme = "file"
-		if p == nil {
+		if p = r.byExtension(role, spec); p == nil {
 			p = r.find(role, scheme)
 		}
-	default:
-		scheme, p = "file", r.find(role, "file")
 	}
 	if p == nil {
 		names := r.Schemes(role)
@@ -215,30 +220,14 @@ func (r *Registry) Resolve(role Role, spec string, env Env) (*Resolved, error) {
 	}
 	values := map[string]string{}
 	if !path {
+		var err error
+		if rest, err = takeUserInfo(role, rest, &env); err != nil {
+			return nil, err
+		}
 		var query string
 		rest, query, _ = strings.Cut(rest, "?")
-		q, err := url.ParseQuery(query)
-		if err != nil {
-			return nil, Usagef("the options behind ? in the %s are not of the form name=value&name=value", role)
-		}
-		for name, v := range q {
-			values[name] = v[len(v)-1]
-		}
-		if strings.HasPrefix(rest, "//") {
-			authority, tail, _ := strings.Cut(rest[2:], "/")
-			if at := strings.LastIndexByte(authority, '@'); at >= 0 {
-				user, pass, _ := strings.Cut(authority[:at], ":")
-				if env.Username, err = url.PathUnescape(user); err != nil {
-					return nil, Usagef("the user name in the %s is not URL-escaped", role)
-				}
-				if env.Password, err = url.PathUnescape(pass); err != nil {
-					return nil, Usagef("the password in the %s is not URL-escaped", role)
-				}
-				rest = "//" + authority[at+1:]
-				if tail != "" {
-					rest += "/" + tail
-				}
-			}
+		if values, err = parseOptions(role, query); err != nil {
+			return nil, err
 		}
 	}
 	if env.Bucket == "" {
@@ -253,47 +242,149 @@ func (r *Registry) Resolve(role Role, spec string, env Env) (*Resolved, error) {
 	}, nil
 }
 
-// splitSpec finds the scheme of a spec. For a bare path it returns the file's
-// extension (with its dot) or "" instead.
+// byExtension finds the plugin with the longest extension that a path ends with.
+func (r *Registry) byExtension(role Role, path string) (best *Plugin) {
+	path = strings.ToLower(path)
+	length := 0
+	for _, p := range r.plugins[role] {
+		for _, ext := range p.Extensions {
+			if len(ext) > length && strings.HasSuffix(path, ext) {
+				best, length = p, len(ext)
+			}
+		}
+	}
+	return best
+}
+
+// takeUserInfo moves what stands before the @ of //user:password@host into env.
+func takeUserInfo(role Role, rest string, env *Env) (string, error) {
+	from, to, ok := userInfo(rest)
+	if !ok {
+		return "", Usagef("the address in the %s cannot be told from its user info: write / ? # @ in a user name or password as %%2F %%3F %%23 %%40, and an @ behind the address as %%40", role)
+	}
+	if to == from {
+		return rest, nil
+	}
+	user, pass, hasPass := strings.Cut(rest[from:to-1], ":")
+	user, err := url.PathUnescape(user)
+	if err != nil {
+		return "", Usagef("the user name in the %s is not URL-escaped", role)
+	}
+	if pass, err = url.PathUnescape(pass); err != nil {
+		return "", Usagef("the password in the %s is not URL-escaped", role)
+	}
+	if user != "" {
+		env.Username = user
+	}
+	if hasPass {
+		env.Password = pass
+	}
+	return rest[:from] + rest[to:], nil
+}
+
+// userInfo finds the user info (with its @) in what follows the scheme; from
+// and to are equal where there is none. ok is false when a user name or password
+// that is not escaped may reach beyond the authority, where it would be taken
+// for a host, a path or an option.
+func userInfo(rest string) (from, to int, ok bool) {
+	if !strings.HasPrefix(rest, "//") {
+		path, _, _ := strings.Cut(rest, "?")
+		return 0, 0, !colonBeforeAt(path)
+	}
+	at, end := strings.LastIndexByte(rest, '@'), len(rest)
+	if i := strings.IndexAny(rest[2:], "/?"); i >= 0 {
+		end = 2 + i
+	}
+	switch {
+	case at < 0:
+		return 0, 0, true
+	case at < end:
+		return 2, at + 1, true
+	}
+	return 0, 0, end == 2 && !colonBeforeAt(rest) // ///path
+}
+
+func colonBeforeAt(s string) bool {
+	colon := strings.IndexByte(s, ':')
+	return colon >= 0 && colon < strings.LastIndexByte(s, '@')
+}
+
+// addressLike reports that a spec without a scheme is no path but an address:
+// what is before an @ in it may be a secret.
+func addressLike(spec string) bool {
+	before, _, _ := strings.Cut(spec, ":")
+	drive := len(before) == 1 && strings.HasPrefix(spec[1:], `:\`)
+	path := drive || strings.ContainsAny(before, `/\`) && !strings.HasPrefix(spec, "//")
+	return strings.Contains(spec, "://") || colonBeforeAt(spec) && !path
+}
+
+// parseOptions decodes name=value&name=value; of a repeated name the last counts.
+func parseOptions(role Role, query string) (map[string]string, error) {
+	malformed := Usagef("the options behind ? in the %s are not of the form name=value&name=value (write & ; %% + in a value as %%26 %%3B %%25 %%2B)", role)
+	for pair := range strings.SplitSeq(query, "&") {
+		// A piece without = may be the rest of a secret that holds a &.
+		if pair != "" && strings.IndexByte(pair, '=') < 1 {
+			return nil, malformed
+		}
+	}
+	q, err := url.ParseQuery(query)
+	if err != nil {
+		return nil, malformed
+	}
+	values := map[string]string{}
+	for name, v := range q {
+		values[name] = v[len(v)-1]
+	}
+	return values, nil
+}
+
+// splitSpec finds the scheme of a spec; path says that it has none.
 func splitSpec(spec string) (scheme, rest string, path bool) {
 	if spec == "-" {
 		return "-", "", false
 	}
 	i := strings.IndexByte(spec, ':')
 	if i < 2 { // one letter is a drive, none is no scheme
-		return filepath.Ext(spec), spec, true
+		return "", spec, true
 	}
 	for j, c := range spec[:i] {
 		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
 		if !letter && (j == 0 || !(c >= '0' && c <= '9' || c == '+' || c == '-' || c == '.')) {
-			return filepath.Ext(spec), spec, true
+			return "", spec, true
 		}
 	}
 	return strings.ToLower(spec[:i]), spec[i+1:], false
 }
 
 // RedactSpec returns a spec without user info and without the values of its
-// options, for messages (invariant 9).
+// options, for messages (invariant 9). Where it cannot tell what is an address
+// and what a secret, it leaves out both.
 func RedactSpec(spec string) string {
-	spec, query, hasQuery := strings.Cut(spec, "?")
-	if i := strings.Index(spec, "//"); i >= 0 {
-		authority, tail := spec[i+2:], ""
-		if j := strings.IndexByte(authority, '/'); j >= 0 {
-			authority, tail = authority[:j], authority[j:]
-		}
-		if at := strings.LastIndexByte(authority, '@'); at >= 0 {
-			spec = spec[:i+2] + authority[at+1:] + tail
-		}
-	}
-	if !hasQuery {
+	scheme, rest, path := splitSpec(spec)
+	prefix := spec[:len(spec)-len(rest)]
+	from, to, ok := userInfo(rest)
+	address, query, hasQuery := strings.Cut(rest[:from]+rest[to:], "?")
+	switch {
+	case scheme == "-":
 		return spec
+	case path && addressLike(spec),
+		!path && !ok,
+		!path && from == to && strings.Contains(rest, "@"): // user:password@host, with the user for a scheme
+		return prefix + "…"
 	}
-	var names []string
-	for _, kv := range strings.Split(query, "&") {
-		name, _, _ := strings.Cut(kv, "=")
-		names = append(names, name+"=…")
+	rest = address
+	if hasQuery {
+		var names []string
+		for _, pair := range strings.Split(query, "&") {
+			name, _, isPair := strings.Cut(pair, "=")
+			if !isPair {
+				name = ""
+			}
+			names = append(names, name+"=…")
+		}
+		rest += "?" + strings.Join(names, "&")
 	}
-	return spec + "?" + strings.Join(names, "&")
+	return prefix + rest
 }
 
 // Source opens the source that a spec names.

@@ -111,6 +111,10 @@ func (l *cbLane) place(ctx context.Context, b *pump.Batch) error {
 			b.Settle(i, pump.Rejected, errKey)
 			continue
 		}
+		if len(it.Value) > maxValue {
+			b.Settle(i, pump.Rejected, errHuge)
+			continue
+		}
 		if why := l.sink.dialect.Refuse(it); why != nil {
 			verdict := pump.Rejected
 			if why == errAddDeletes {

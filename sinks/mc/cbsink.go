@@ -103,8 +103,13 @@ type CBSink struct {
 	log     hclog.Logger
 
 	view   atomic.Pointer[view]
-	mu     sync.Mutex // held while the view is replaced
-	laneOf []int      // lane of each vbucket; fixed by Lanes
+	laneOf []int // lane of each vbucket; fixed by Lanes
+
+	mu  sync.Mutex      // held while the view is replaced
+	via *cluster.Client // the node that answered last
+	// ask returns a client of another node. It is a function so that no printed
+	// sink shows the password (invariant 9).
+	ask func(addr string) (*cluster.Client, error)
 }
 
 // view is the bucket's map at one moment. Indexes of addrs mean the same node in
@@ -140,14 +145,14 @@ func NewBase(cfg CBConfig, d Dialect) (*CBSink, error) {
 	if cfg.Log == nil {
 		cfg.Log = hclog.NewNullLogger()
 	}
-	client, err := cluster.NewClient(cfg.URL, cluster.Config{
-		Role: role, Username: cfg.Username, Password: cfg.Password, Timeout: cfg.Options.Timeout, Log: cfg.Log,
-	})
+	rest := cluster.Config{Role: role, Username: cfg.Username, Password: cfg.Password, Timeout: cfg.Options.Timeout, Log: cfg.Log}
+	ask := func(addr string) (*cluster.Client, error) { return cluster.NewClient(addr, rest) }
+	client, err := ask(cfg.URL)
 	if err != nil {
 		return nil, err
 	}
-	cfg.Password = "" // the client has it
-	return &CBSink{cfg: cfg, client: client, dialect: d, log: cfg.Log}, nil
+	cfg.Password = ""
+	return &CBSink{cfg: cfg, client: client, dialect: d, log: cfg.Log, via: client, ask: ask}, nil
 }
 
 // Client returns the client of the destination's REST port.
@@ -155,7 +160,10 @@ func (s *CBSink) Client() *cluster.Client { return s.client }
 
 // Close closes idle connections; lanes own the others.
 func (s *CBSink) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.client.Close()
+	s.via.Close()
 	return nil
 }
 
@@ -176,7 +184,7 @@ func (s *CBSink) refresh(ctx context.Context, wrong *view) (*view, error) {
 	if old != wrong {
 		return old, nil
 	}
-	b, err := s.client.Bucket(ctx, s.cfg.Bucket)
+	b, err := s.describe(ctx, old)
 	if err != nil {
 		return nil, err
 	}
@@ -203,6 +211,34 @@ func (s *CBSink) refresh(ctx context.Context, wrong *view) (*view, error) {
 		s.log.Debug("read the vbucket map again", "bucket", b.Name)
 	}
 	return v, nil
+}
+
+// describe reads the bucket's description from the node that gave it last, and
+// from the others when that one has died: after a failover it is these that know
+// where the vbuckets are.
+func (s *CBSink) describe(ctx context.Context, old *view) (*cluster.Bucket, error) {
+	b, err := s.via.Bucket(ctx, s.cfg.Bucket)
+	if err == nil || old == nil || !mayRetry(err) {
+		return b, err
+	}
+	for _, n := range old.bucket.Nodes {
+		if ctx.Err() != nil {
+			break
+		}
+		other, e := s.ask(n.Host)
+		if e != nil {
+			continue
+		}
+		if b, e = other.Bucket(ctx, s.cfg.Bucket); e != nil {
+			other.Close()
+			continue
+		}
+		s.log.Warn("the cluster is asked through another node", "node", n.Host, "because", err)
+		s.via.Close()
+		s.via = other
+		return b, nil
+	}
+	return nil, err
 }
 
 func (v *view) own(vb int, addr string) {

@@ -259,6 +259,11 @@ func TestCBSinkStates(t *testing.T) {
 // TestCBSinkFailover fails a node over between two writes: the map is read
 // again, and the promoted replicas get the items.
 func TestCBSinkFailover(t *testing.T) {
+	t.Run("of the node that was named", func(t *testing.T) { failover(t, 0) })
+	t.Run("of another", func(t *testing.T) { failover(t, 2) })
+}
+
+func failover(t *testing.T, which int) {
 	c := startCluster(t, simcluster.Config{Nodes: 3})
 	l := openLane(t, openCB(t, c, nil))
 	all := func(rev uint64) []pump.Item {
@@ -271,7 +276,7 @@ func TestCBSinkFailover(t *testing.T) {
 	if n := count(write(t, l, all(1)...), pump.Done); n != 200 {
 		t.Fatalf("%d done", n)
 	}
-	victim := c.Nodes()[2]
+	victim := c.Nodes()[which]
 	victim.Kill()
 	if err := c.Failover(victim); err != nil {
 		t.Fatal(err)
@@ -405,6 +410,9 @@ func TestCBSinkUsage(t *testing.T) {
 	}
 	if err := openCB(t, c, func(cfg *CBConfig) { cfg.VBuckets = []uint16{16} }).Check(t.Context()); pump.CodeOf(err) != "no-vbucket" {
 		t.Errorf("vbucket 16 of 16: %v", err)
+	}
+	if text := fmt.Sprintf("%+v", openCB(t, c, func(cfg *CBConfig) { cfg.Password = "secret-word" })); strings.Contains(text, "secret-word") {
+		t.Errorf("the sink prints its password: %s", text)
 	}
 	c.Nodes()[0].Inject(simcluster.Fault{Ops: []mcbp.Opcode{mcbp.OpSASLAuth, mcbp.OpSASLStep}, VBucket: -1, Status: mcbp.StatusAuthError})
 	if err := openCB(t, c, func(cfg *CBConfig) { cfg.Bucket = "locked" }).Check(t.Context()); pump.ClassOf(err) != pump.ClassDenied {

@@ -18,6 +18,10 @@ import (
 // MaxKey is the longest key in bytes that memcached and Couchbase take.
 const MaxKey = 250
 
+// maxValue is the largest value in bytes that is sent at all, well above what any
+// server takes: beyond it lengths would not be believed by the other side either.
+const maxValue = mcbp.MaxBody - 1024
+
 // relativeLimit is the largest expiry that memcached (and Couchbase up to 2.5)
 // takes for a number of seconds from now instead of a time: 30 days.
 const relativeLimit = 30 * 24 * 60 * 60
@@ -60,6 +64,8 @@ func Plugin() pump.SinkPlugin[Options] {
 type Sink struct {
 	cfg   Config
 	where string
+	// password is a function so that no printed sink shows it (invariant 9).
+	password func() string
 }
 
 // New returns a sink for one memcached server. It does not connect.
@@ -78,7 +84,9 @@ func New(cfg Config) (*Sink, error) {
 	if cfg.Log == nil {
 		cfg.Log = hclog.NewNullLogger()
 	}
-	return &Sink{cfg: cfg, where: "memcached " + addr}, nil
+	password := cfg.Password
+	cfg.Password = ""
+	return &Sink{cfg: cfg, where: "memcached " + addr, password: func() string { return password }}, nil
 }
 
 func hostPort(s, port string) (string, error) {
@@ -145,7 +153,7 @@ func (s *Sink) dial(ctx context.Context) (*pipe.Pipe, error) {
 	p.Begin(ctx, 1, 1)
 	if s.cfg.Username != "" {
 		p.Out = mcbp.AppendFrame(p.Out, mcbp.Header{Magic: mcbp.MagicRequest, Opcode: mcbp.OpSASLAuth, Opaque: p.Opaque(0)},
-			nil, []byte("PLAIN"), mcbp.SASLPlain(s.cfg.Username, s.cfg.Password))
+			nil, []byte("PLAIN"), mcbp.SASLPlain(s.cfg.Username, s.password()))
 	}
 	p.End()
 	err = p.Wait()
@@ -316,7 +324,7 @@ func (l *lane) rejects(it *pump.Item) error {
 		return errKey
 	case l.op != "get" && it.Op == pump.Mutation && it.Datatype&(mcbp.DatatypeSnappy|mcbp.DatatypeXattr) != 0:
 		return errDatatype
-	case len(it.Value) > mcbp.MaxBody-1024:
+	case len(it.Value) > maxValue:
 		return errHuge
 	}
 	return nil

@@ -382,11 +382,64 @@ func TestSinkLogin(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		if text := fmt.Sprintf("%+v", s); strings.Contains(text, "secret-word") {
+			t.Errorf("the sink prints its password: %s", text)
+		}
 		err = s.Check(t.Context())
 		if code == "" && err != nil || code != "" && (pump.CodeOf(err) != code || pump.ExitCode(err, 0) != 4 || strings.Contains(err.Error(), "secret-word")) {
 			t.Errorf("%s: %v", mcbp.StatusName(status), err)
 		}
 	}
+}
+
+// TestSinkExitCodes runs the engine against a memcached that is full, and one
+// that is killed, and one that is fine.
+func TestSinkExitCodes(t *testing.T) {
+	settings := pump.DefaultSettings()
+	settings.RetryTime, settings.RetryMax = 200*time.Millisecond, 20*time.Millisecond
+	for name, tc := range map[string]struct {
+		args []string
+		kill bool
+		size int
+		exit int
+		text string
+	}{
+		"fine":   {nil, false, 1000, 0, ""},
+		"large":  {nil, false, 1<<20 + 1, 3, ""},
+		"full":   {[]string{"-M", "-m", "64"}, false, 100_000, 1, "out of memory"},
+		"killed": {nil, true, 1000, 4, "memcached 127.0.0.1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			srv := startMemcached(t, tc.args...)
+			src := &pumptest.MemSource{Parts: [][]pump.Item{items("small", 1000, 10), items("x", 1000, tc.size)}, BatchSize: 100}
+			if tc.size > 1<<20 {
+				src.Parts[1] = src.Parts[1][:3]
+			}
+			var sink pump.Sink = openSink(t, srv.addr, Options{})
+			if tc.kill {
+				sink = dying{openSink(t, srv.addr, Options{}), srv}
+			}
+			r, err := pump.Run(t.Context(), pump.Config{Source: src, Sink: sink, Settings: settings})
+			if got := pump.ExitCode(err, 0); got != tc.exit || err != nil && !strings.Contains(err.Error(), tc.text) {
+				t.Errorf("exit %d, %v", got, err)
+			}
+			if tc.exit == 3 && (r.Rejected != 3 || r.Done != 1000) {
+				t.Errorf("rejected %d, done %d", r.Rejected, r.Done)
+			}
+		})
+	}
+}
+
+// dying is a sink whose server is killed once Lanes has found it alive.
+type dying struct {
+	*Sink
+	srv *server
+}
+
+func (d dying) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
+	lanes, err := d.Sink.Lanes(ctx, want)
+	d.srv.kill()
+	return lanes, err
 }
 
 // TestSinkCapture plays the recorded memcached: what the sink sends must mean

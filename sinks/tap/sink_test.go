@@ -499,3 +499,33 @@ func version(t *testing.T, s string) cluster.Version {
 	}
 	return v
 }
+
+// TestPlugin: the declared defaults decode, and TAP_CONNECT is off.
+func TestPlugin(t *testing.T) {
+	r := &pump.Registry{}
+	if err := pump.RegisterSink(r, Plugin()); err != nil {
+		t.Fatal(err)
+	}
+	if o := DefaultOptions(); o.TapConnect || o.Rehash || o.Timeout <= 0 {
+		t.Errorf("defaults %+v", o)
+	}
+	for spec, ok := range map[string]bool{"tap://host": true, "tap://host:8091?tap_connect=true": true, "tap://host?timeout=0s": false, "tap://": false} {
+		s, err := r.Sink(t.Context(), spec, pump.Env{})
+		if (err == nil) != ok || err != nil && pump.ClassOf(err) != pump.ClassUsage {
+			t.Errorf("%s: %v", spec, err)
+		}
+		if err == nil {
+			s.Close()
+		}
+	}
+}
+
+// TestAppendCostsNothing: no allocation per item.
+func TestAppendCostsNothing(t *testing.T) {
+	d := mc.Dialect(&dialect{})
+	it := item("key", 1, 1)
+	out := make([]byte, 0, 1<<10)
+	if n := testing.AllocsPerRun(100, func() { out = d.Append(out[:0], &it, mc.Sending{}) }); n != 0 {
+		t.Errorf("%v allocations for an item", n)
+	}
+}

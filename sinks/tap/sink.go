@@ -46,6 +46,9 @@ func Plugin() pump.SinkPlugin[Options] {
 			"A vbucket that the map gives to nobody is looked for in the map that is to come (vBucketMapForward), then on the nodes: the one that holds it as replica or pending gets it. " +
 			"Values compressed with snappy and values with extended attributes are rejected; TAP sources have none.",
 		New: func(ctx context.Context, t pump.Target, o Options) (pump.Sink, error) {
+			if o.Timeout <= 0 { // New takes options that are all zero for the defaults
+				return nil, pump.Usagef("sink %s: option timeout must be above 0", t.Name())
+			}
 			url := t.Name()
 			if t.Scheme == "tap" {
 				url = t.Host()

@@ -491,7 +491,7 @@ func (b *Bucket) changeStates(vbs []string, state string) (status int, why strin
 		if missing && owner == nil && (s == mcbp.VBReplica || s == mcbp.VBPending) {
 			owner = b.ownerOf(vb)
 		}
-		if !missing || owner == nil || owner.node.Dead() {
+		if owner == nil || owner.node.Dead() { // only missing ones have an owner
 			return 410, "vbucket is not found: " + text
 		}
 		owners[vb] = owner

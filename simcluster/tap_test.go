@@ -85,8 +85,12 @@ func TestDumpOfAllVBuckets(t *testing.T) {
 		if got := itemKeys(all); len(got) != 40 {
 			t.Errorf("%s: %d items", version, len(got))
 		}
-		if all := dial(t, n).dumpAll(tapConnect(dumpFlags, 9, 3, 3, 64, 5, 4)); len(itemKeys(all)) != 40 || len(all) != 1+2+40+2 {
+		all = dial(t, n).dumpAll(tapConnect(dumpFlags, 9, 3, 3, 64, 5, 4))
+		if len(itemKeys(all)) != 40 || len(all) != 1+2+40+2 {
 			t.Errorf("%s: %d messages of a list with repeated, absent, replica and empty ones", version, len(all))
+		}
+		if all[1].VBucket != 3 || all[2].VBucket != 9 || all[3].VBucket != 3 || all[42].VBucket != 9 {
+			t.Errorf("%s: the vbuckets do not come in order", version)
 		}
 	}
 }

@@ -64,6 +64,7 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	err := e.run(ctx)
 	report := &Report{Snapshot: e.snapshot()}
 	e.ledger.fill(report)
+	report.LeftOut = e.leftOut
 	for _, s := range e.streams {
 		report.StreamReports = append(report.StreamReports, StreamReport{ID: s.id, Err: s.err})
 	}
@@ -83,6 +84,7 @@ type engine struct {
 	budget  *budget
 	arena   int // bytes of a batch's arena
 	ledger  ledger
+	leftOut []Definition
 
 	estimate                                       Estimate
 	read, done, skipped, rejected, filtered        atomic.Uint64
@@ -163,7 +165,12 @@ func (e *engine) run(ctx context.Context) (err error) {
 	writing.Wait()
 	close(finished)
 	helpers.Wait()
-	return e.outcome(ctx, laneCtx, readCtx)
+	if err := e.outcome(ctx, laneCtx, readCtx); err != nil {
+		return err
+	}
+	closing := lanes
+	lanes = nil
+	return e.finish(ctx, closing)
 }
 
 // layOut sizes arenas and lanes so that the streams have at least two batches

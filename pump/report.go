@@ -36,6 +36,8 @@ type Report struct {
 	Rejections []Rejection
 	// Causes count why items were skipped or rejected, most frequent first.
 	Causes []CauseCount
+	// LeftOut are the source's definitions that the sink had no place for.
+	LeftOut []Definition
 }
 
 // StreamReport is what became of one stream.

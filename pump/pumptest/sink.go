@@ -251,6 +251,11 @@ func (s *SinkSuite) drive(t *testing.T, sink pump.Sink, batches [][]pump.Item, w
 			t.Errorf("close a lane: %v", err)
 		}
 	}
+	if c, ok := pump.As[pump.Committer](sink); ok {
+		if err := c.Commit(t.Context()); err != nil {
+			t.Errorf("commit: %v", err)
+		}
+	}
 	if err := sink.Close(); err != nil {
 		t.Errorf("close: %v", err)
 	}

@@ -1,0 +1,89 @@
+package pump
+
+import (
+	"context"
+	"fmt"
+)
+
+// Optional abilities around the items, found with As.
+type (
+	// Committer is a sink whose output counts only as a whole, such as a file.
+	// Run calls Commit once, after the lanes were closed, and only when every
+	// stream was proven complete (invariant 4) and every item has a final
+	// verdict. A sink that is closed without it leaves nothing behind that could
+	// be taken for complete.
+	Committer interface {
+		Commit(ctx context.Context) error
+	}
+	// Definer is a source that holds more than items: design documents, index
+	// definitions.
+	Definer interface {
+		Definitions(ctx context.Context) ([]Definition, error)
+	}
+	// DefinitionTaker is a sink that keeps definitions. It returns those it has
+	// no place for. Run calls it at most once, before Commit, and not at all when
+	// the source has none.
+	DefinitionTaker interface {
+		TakeDefinitions(ctx context.Context, all []Definition) (leftOut []Definition, err error)
+	}
+)
+
+// DefinitionKind says what a Definition defines.
+type DefinitionKind string
+
+// The kinds of definitions.
+const (
+	DesignDocuments DefinitionKind = "design documents"
+	Indexes         DefinitionKind = "index definitions"
+	FullTextIndexes DefinitionKind = "full text index definitions"
+)
+
+// Definition is all that a bucket defines of one kind.
+type Definition struct {
+	Kind DefinitionKind
+	// JSON is in the form of the backup folder's design.json, index.json or
+	// fts_index.json (docs/backup.md).
+	JSON []byte
+}
+
+// finish ends a run in which everything was read and settled: it closes the
+// lanes, passes the definitions on, and has the sink commit.
+func (e *engine) finish(ctx context.Context, lanes []Lane) error {
+	var failed error
+	for _, l := range lanes {
+		if err := l.Close(); err != nil && failed == nil {
+			failed = fmt.Errorf("close a connection of the destination: %w", err)
+		}
+	}
+	if failed != nil {
+		return failed
+	}
+	if d, ok := As[Definer](e.cfg.Source); ok {
+		all, err := d.Definitions(ctx)
+		if err != nil {
+			return fmt.Errorf("read the definitions of the source: %w", err)
+		}
+		if e.leftOut, err = e.define(ctx, all); err != nil {
+			return fmt.Errorf("write the definitions of the source: %w", err)
+		}
+		for _, left := range e.leftOut {
+			e.cfg.Log.Warn("the destination has no place for the source's "+string(left.Kind), "bytes", len(left.JSON))
+		}
+	}
+	if c, ok := As[Committer](e.cfg.Sink); ok {
+		if err := c.Commit(ctx); err != nil {
+			return fmt.Errorf("complete the destination: %w", err)
+		}
+	}
+	return nil
+}
+
+func (e *engine) define(ctx context.Context, all []Definition) (leftOut []Definition, err error) {
+	if len(all) == 0 {
+		return nil, nil
+	}
+	if taker, ok := As[DefinitionTaker](e.cfg.Sink); ok {
+		return taker.TakeDefinitions(ctx, all)
+	}
+	return all, nil
+}

@@ -1,0 +1,134 @@
+package pump_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/pump/pumptest"
+)
+
+// definer is a source with definitions.
+type definer struct {
+	pumptest.MemSource
+	defs []pump.Definition
+	err  error
+}
+
+func (d *definer) Definitions(context.Context) ([]pump.Definition, error) { return d.defs, d.err }
+
+// finisher is a sink that notes in which order it is finished.
+type finisher struct {
+	pumptest.MemSink
+	said []string
+	left []pump.Definition
+	fail map[string]error
+}
+
+func (f *finisher) note(what string) error {
+	f.said = append(f.said, what)
+	return f.fail[what]
+}
+
+func (f *finisher) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
+	lanes, err := f.MemSink.Lanes(ctx, want)
+	for i, l := range lanes {
+		lanes[i] = finishedLane{l, f}
+	}
+	return lanes, err
+}
+
+type finishedLane struct {
+	pump.Lane
+	f *finisher
+}
+
+func (l finishedLane) Close() error { return l.f.note("lane") }
+
+func (f *finisher) Close() error { return f.note("close") }
+
+func (f *finisher) Commit(context.Context) error { return f.note("commit") }
+
+func (f *finisher) TakeDefinitions(_ context.Context, all []pump.Definition) ([]pump.Definition, error) {
+	return f.left, f.note(fmt.Sprint("take ", len(all)))
+}
+
+func TestCommitComesLastAndOnlyAfterSuccess(t *testing.T) {
+	boom := errors.New("boom")
+	defs := []pump.Definition{{Kind: pump.DesignDocuments, JSON: []byte("[]")}, {Kind: pump.Indexes, JSON: []byte("[]")}}
+	items := [][]pump.Item{{{Key: []byte("a")}, {Key: []byte("b")}}}
+	for name, c := range map[string]*struct {
+		source  definer
+		sink    finisher
+		verdict pump.Verdict
+		want    string
+		fails   bool
+		leftOut int
+	}{
+		"no definitions":         {want: "lane commit close"},
+		"with definitions":       {source: definer{defs: defs}, want: "lane take 2 commit close"},
+		"some have no place":     {source: definer{defs: defs}, sink: finisher{left: defs[1:]}, want: "lane take 2 commit close", leftOut: 1},
+		"rejected items":         {verdict: pump.Rejected, want: "lane commit close", fails: true},
+		"definitions unreadable": {source: definer{err: boom}, want: "lane close", fails: true},
+		"definitions refused":    {source: definer{defs: defs}, sink: finisher{fail: map[string]error{"take 2": boom}}, want: "lane take 2 close", fails: true},
+		"a lane fails to close":  {sink: finisher{fail: map[string]error{"lane": boom}}, want: "lane close", fails: true},
+		"the commit fails":       {sink: finisher{fail: map[string]error{"commit": boom}}, want: "lane commit close", fails: true},
+		"a stream breaks": {source: definer{MemSource: pumptest.MemSource{Fail: func(int, int) error { return boom }}},
+			want: "lane close", fails: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			source, sink := &c.source, &c.sink
+			source.Parts = items
+			if c.verdict != 0 {
+				sink.Verdict = func(int, *pump.Item) (pump.Verdict, error) { return c.verdict, boom }
+			}
+			report, err := pump.Run(t.Context(), pump.Config{Source: source, Sink: sink, Settings: pump.DefaultSettings()})
+			if (err != nil) != c.fails {
+				t.Errorf("Run: %v", err)
+			}
+			if got := strings.Join(sink.said, " "); got != c.want {
+				t.Errorf("the sink was asked %q, want %q", got, c.want)
+			}
+			if len(report.LeftOut) != c.leftOut {
+				t.Errorf("left out %v", report.LeftOut)
+			}
+		})
+	}
+}
+
+func TestDefinitionsWithoutATakerAreReported(t *testing.T) {
+	source := &definer{defs: []pump.Definition{{Kind: pump.DesignDocuments, JSON: []byte("[]")}}}
+	source.Parts = [][]pump.Item{{{Key: []byte("a")}}}
+	report, err := pump.Run(t.Context(), pump.Config{Source: source, Sink: &pumptest.MemSink{}, Settings: pump.DefaultSettings()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(report.LeftOut) != 1 || report.LeftOut[0].Kind != pump.DesignDocuments {
+		t.Errorf("left out %v", report.LeftOut)
+	}
+}
+
+func TestStoppedRunDoesNotCommit(t *testing.T) {
+	stop := make(chan struct{})
+	source, sink := &definer{}, &finisher{}
+	source.Parts, source.BatchSize = [][]pump.Item{{{Key: []byte("a")}, {Key: []byte("b")}}}, 1
+	source.Fail = func(_, given int) error {
+		if given == 1 {
+			close(stop)
+			return pump.Retryable(errors.New("broken; the stop is under way"))
+		}
+		return nil
+	}
+	set := pump.DefaultSettings()
+	set.RetryMin, set.RetryMax = set.DrainTime, set.DrainTime // the stop ends the pause
+	_, err := pump.Run(t.Context(), pump.Config{Source: source, Sink: sink, Settings: set, Stop: stop})
+	if pump.ClassOf(err) != pump.ClassInterrupted {
+		t.Errorf("Run: %v", err)
+	}
+	if got := strings.Join(sink.said, " "); got != "lane close" {
+		t.Errorf("the sink was asked %q", got)
+	}
+}

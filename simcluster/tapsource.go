@@ -36,7 +36,6 @@ type producer struct {
 	seq, acked uint32
 	unacked    []sent // not acknowledged yet, oldest first
 	head       int    // of unacked
-	resend     []sent // refused with 0x85 or 0x86
 
 	held    *item // the next message, kept back until it is known whether one follows
 	heldVB  uint16

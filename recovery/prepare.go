@@ -144,6 +144,7 @@ func (r *run) makeReplicas(ctx context.Context, todo []uint16) error {
 	if err := r.again.call(ctx, look, nil); err != nil {
 		return err
 	}
+	r.begun = true
 	err := r.again.call(ctx,
 		func() error {
 			owners, err := r.api.Begin(ctx, create)

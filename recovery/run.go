@@ -29,7 +29,7 @@ func Run(ctx context.Context, opt Options) (*Result, error) {
 }
 
 // run is one recovery under way. One goroutine goes through the phases; the
-// transfer's callbacks come from others and touch nothing but tally.
+// transfer's callbacks come from others and touch nothing but tally and emit.
 type run struct {
 	opt   Options
 	res   *Result
@@ -37,6 +37,7 @@ type run struct {
 
 	src, dst *side
 	api      Dialect
+	begun    bool // Begin was called
 	plan     *Plan
 	out      map[uint16]*Outcome
 	todo     []uint16          // to be transferred
@@ -54,11 +55,10 @@ func (r *run) all(ctx context.Context) error {
 	}
 	t := r.opt.Timing
 	r.again = repeater{tries: t.Tries, min: t.RetryMin, max: t.RetryMax, log: r.opt.Log}
+	defer r.disconnect()
 	if err := r.phase(PhasePlan, 0, func() error { return r.makePlan(ctx) }, nil); err != nil {
 		return err
 	}
-	defer r.src.client.Close()
-	defer r.dst.client.Close()
 	r.res.Plan = r.plan
 	r.emit(Planned{r.plan})
 	if r.plan.Nothing() || r.opt.DryRun {
@@ -78,9 +78,8 @@ func (r *run) all(ctx context.Context) error {
 
 // carryOut is everything that changes the destination.
 func (r *run) carryOut(ctx context.Context) (err error) {
-	begun := false
 	defer func() {
-		if !begun {
+		if !r.begun {
 			return
 		}
 		// What was begun at the destination is ended even if the run was cut.
@@ -91,10 +90,7 @@ func (r *run) carryOut(ctx context.Context) (err error) {
 		}
 	}()
 	todo := r.plan.With(ActionCreate, ActionResume)
-	err = r.phase(PhasePrepare, len(todo), func() error {
-		begun = true
-		return r.prepare(ctx, todo)
-	}, func() int { return len(r.todo) })
+	err = r.phase(PhasePrepare, len(todo), func() error { return r.prepare(ctx, todo) }, func() int { return len(r.todo) })
 	if err != nil {
 		return err
 	}
@@ -267,7 +263,7 @@ func (r *run) connect(ctx context.Context) error {
 			Timeout: r.opt.Timing.Request, MapWait: r.opt.Timing.Request, Log: r.opt.Log,
 		})
 		if err != nil {
-			return errors.Join(err, r.disconnect())
+			return err
 		}
 		*s.to = &side{role: s.role, client: client, name: s.end.Bucket}
 	}
@@ -286,13 +282,12 @@ func (r *run) connect(ctx context.Context) error {
 	return errors.Join(errs[:]...)
 }
 
-func (r *run) disconnect() error {
+func (r *run) disconnect() {
 	for _, s := range []*side{r.src, r.dst} {
 		if s != nil {
 			s.client.Close()
 		}
 	}
-	return nil
 }
 
 func sortedKeys[V any](m map[uint16]V) []uint16 {

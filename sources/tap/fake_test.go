@@ -31,6 +31,8 @@ type fakeNode struct {
 	queue    int    // ep_queue_size
 	login    string // bucket and password joined by a colon; "" lets everyone in
 	connects []mcbp.TapConnect
+	asked    int         // how often vbucket-details was asked
+	onAsk    func(n int) // called with mu held before the n-th answer, from 1
 
 	// tap plays a dump. n counts the dumps from 0. It may write to c and read from
 	// r; when it returns, the node ends its direction and waits for the client to
@@ -158,6 +160,9 @@ func (f *fakeNode) stats(h mcbp.Header, group string) []byte {
 		add("ep_queue_size", fmt.Sprint(f.queue))
 		add("ep_flusher_todo", "0")
 	case "vbucket-details":
+		if f.asked++; f.onAsk != nil {
+			f.onAsk(f.asked)
+		}
 		for vb, info := range f.vbs {
 			add(fmt.Sprintf("vb_%d", vb), info.State.String())
 			add(fmt.Sprintf("vb_%d:num_items", vb), fmt.Sprint(info.Items))

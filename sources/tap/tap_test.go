@@ -291,8 +291,8 @@ func compare(t *testing.T, c *capture.Capture, got []read) {
 // io.EOF (invariant 4), and every item before the cut must have come.
 func TestCutAtEveryByte(t *testing.T) {
 	for name, every := range map[string]bool{
-		"2.5.1-tap-dump-one-replica": true, "3.0.3-tap-dump-one-replica": true, "4.0-tap-dump-one-replica": true,
-		"2.5.1-tap-dump-ack-fix": false, "3.0.3-tap-dump-ack": false, "4.0-tap-dump-two-vb": false,
+		"3.0.3-tap-dump-one-replica": true,
+		"2.5.1-tap-dump-ack-fix":     false, "3.0.3-tap-dump-ack": false, "4.0-tap-dump-two-vb": false,
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := load(t, name)
@@ -486,6 +486,99 @@ func TestCounts(t *testing.T) {
 				want(t, got.err, codeIncomplete, "vbucket 7", f.addr())
 			}
 		})
+	}
+}
+
+// TestJudge holds each condition of the proof.
+func TestJudge(t *testing.T) {
+	whole := vbDump{vb: 7, before: 5, live: 5, opened: true}
+	for name, c := range map[string]struct {
+		change func(d *dump, v *vbDump, now *cluster.VBInfo)
+		marker bool // proven with the end marker
+		count  bool // proven without it, by count
+	}{
+		"whole":                    {nil, true, true},
+		"not acknowledged":         {func(d *dump, _ *vbDump, _ *cluster.VBInfo) { d.acked = false }, true, false},
+		"no acknowledgement asked": {func(d *dump, _ *vbDump, _ *cluster.VBInfo) { d.asked = false }, true, false},
+		"cut behind it":            {func(d *dump, _ *vbDump, _ *cluster.VBInfo) { d.end = endCut }, true, false},
+		"reset behind it":          {func(d *dump, _ *vbDump, _ *cluster.VBInfo) { d.end = endBroken }, true, false},
+		"silence behind it":        {func(d *dump, _ *vbDump, _ *cluster.VBInfo) { d.end = endIdle }, true, false},
+		"one is missing":           {func(_ *dump, v *vbDump, _ *cluster.VBInfo) { v.live-- }, false, false},
+		"one too many":             {func(_ *dump, v *vbDump, _ *cluster.VBInfo) { v.live++ }, false, false},
+		"replica by now":           {func(_ *dump, _ *vbDump, now *cluster.VBInfo) { now.State = mcbp.VBReplica }, false, false},
+	} {
+		d := &dump{end: endClosed, asked: true, acked: true}
+		v, now := whole, active(5)
+		if c.change != nil {
+			c.change(d, &v, &now)
+		}
+		after := map[uint16]cluster.VBInfo{7: now}
+		if proven, why := d.judge(&v, after, true); proven != c.count || proven == (why != "") {
+			t.Errorf("%s, by count: %v, %q", name, proven, why)
+		}
+		if proven, why := d.judge(&v, after, false); proven || why == "" {
+			t.Errorf("%s, without the marker: %v, %q", name, proven, why)
+		}
+		v.closed = true
+		if proven, why := d.judge(&v, after, false); proven != c.marker || proven == (why != "") {
+			t.Errorf("%s, with the marker: %v, %q", name, proven, why)
+		}
+	}
+	for end, due := range map[ending]bool{endClosed: true, endQuiet: true, endCut: false, endBroken: false, endIdle: false} {
+		d := &dump{end: end}
+		if proven, _ := d.judge(&vbDump{vb: 7}, map[uint16]cluster.VBInfo{7: active(0)}, true); proven != due {
+			t.Errorf("an empty vbucket after ending %d: proven %v", end, proven)
+		}
+	}
+}
+
+// TestSignsOfLife: what comes in time sets the clock back, a NOOP does not.
+func TestSignsOfLife(t *testing.T) {
+	more := make(chan struct{})
+	f := startFake(t, map[uint16]cluster.VBInfo{7: active(2)}, func(_ int, _ mcbp.TapConnect, conn net.Conn, r *mcbp.Reader) error {
+		if _, err := conn.Write(new(script).noop().items(7, 1).out); err != nil {
+			return err
+		}
+		<-more
+		if _, err := conn.Write(new(script).noop().out); err != nil {
+			return err
+		}
+		_, err := io.Copy(io.Discard, conn)
+		return err
+	})
+	s := one(t, f, nil, 7).(*stream)
+	ctx := context.Background()
+	if err := s.Open(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	s.cur.waited = s.cur.idle - 5*time.Second
+	b := pump.NewBatch(4096)
+	if err := s.Read(ctx, b); err != nil || b.Len() != 1 {
+		t.Fatalf("%d items, %v", b.Len(), err)
+	}
+	if s.cur.waited != 0 {
+		t.Errorf("an item came, and still %v count as silence", s.cur.waited)
+	}
+	s.cur.waited = s.cur.idle - 50*time.Millisecond
+	close(more)
+	b.Reset()
+	want(t, s.Read(ctx, b), codeIdle)
+}
+
+// TestStateChangesBriefly: the map is read anew before a vbucket is given up.
+func TestStateChangesBriefly(t *testing.T) {
+	f := startFake(t, map[uint16]cluster.VBInfo{7: active(1)}, func(_ int, _ mcbp.TapConnect, conn net.Conn, r *mcbp.Reader) error {
+		return new(script).begin(7).items(7, 1).finish(7).play(conn, r)
+	})
+	f.onAsk = func(n int) { // 1: Streams, 2: before the dump, 3: the map anew
+		f.vbs[7] = active(1)
+		if n == 2 {
+			f.vbs[7] = cluster.VBInfo{State: mcbp.VBPending}
+		}
+	}
+	if got := readOnce(t, one(t, f, nil, 7), 4096); got.err != io.EOF {
+		t.Errorf("ended with %v", got.err)
 	}
 }
 

@@ -1,0 +1,36 @@
+package plugins
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/cbpump/cbpump/pump"
+)
+
+func TestBuiltIns(t *testing.T) {
+	transfer, err := Transfer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	recovery, err := Recovery()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		name      string
+		got, want []string
+	}{
+		{"sources of cbtransfer", transfer.Schemes(pump.RoleSource), []string{"couchbase", "gen", "http", "tap"}},
+		{"sinks of cbtransfer", transfer.Schemes(pump.RoleSink), []string{"couchbase", "http", "memcached", "null", "tap"}},
+		{"sources of cbrecovery", recovery.Schemes(pump.RoleSource), []string{"couchbase", "http"}},
+		{"sinks of cbrecovery", recovery.Schemes(pump.RoleSink), []string{"couchbase", "http"}},
+	} {
+		if !slices.Equal(c.got, c.want) {
+			t.Errorf("%s: %q, want %q", c.name, c.got, c.want)
+		}
+	}
+	// What cbrecovery pushes with is the TAP sink, not the cluster sink.
+	if o := recovery.Plugins(pump.RoleSink)[0].Options; !slices.ContainsFunc(o, func(o pump.Option) bool { return o.Name == "tap_connect" }) {
+		t.Errorf("the sink of cbrecovery has the options %v", o)
+	}
+}

@@ -30,6 +30,7 @@ type dump struct {
 	msg    mcbp.TapMessage
 	out    []byte        // acknowledgements and answers to NOOP, not sent yet
 	waited time.Duration // spent in reads since the last sign of life
+	piece  int           // bytes of the next packet that have come so far
 	any    bool          // the server sent anything at all
 	begun  bool          // a message about one of the vbuckets came
 	noops  int           // NOOPs in a row
@@ -131,9 +132,12 @@ func (d *dump) read(ctx context.Context, b *pump.Batch) error {
 	defer d.r.Detach()
 	for {
 		alive, err := d.decode(b)
-		if alive {
+		// A large item may take longer than the limit. NOOPs have no body, so they
+		// are not mistaken for a piece of one.
+		if have := d.r.Buffered(); alive || have > max(d.piece, mcbp.HeaderLen) {
 			d.waited = 0
 		}
+		d.piece = d.r.Buffered()
 		// Acknowledgements go out before anything waits: a server that has used up
 		// its window sends nothing more.
 		if aerr := d.answer(); aerr != nil && ctx.Err() != nil {
@@ -167,7 +171,6 @@ func (d *dump) fill(ctx context.Context) error {
 		d.end = endIdle
 		return nil
 	}
-	had := d.r.Buffered()
 	err := d.conn.SetIdle(limit)
 	if err == nil {
 		began := time.Now()
@@ -175,10 +178,6 @@ func (d *dump) fill(ctx context.Context) error {
 		d.waited += time.Since(began)
 	}
 	if err == nil {
-		// A large item may take longer than the limit; NOOPs have no body.
-		if have := d.r.Buffered(); have > had && have > mcbp.HeaderLen {
-			d.waited = 0
-		}
 		return nil
 	}
 	if ctx.Err() != nil {

@@ -532,16 +532,17 @@ func TestJudge(t *testing.T) {
 	}
 }
 
-// TestSignsOfLife: what comes in time sets the clock back, a NOOP does not.
+// TestSignsOfLife: what comes in time sets the clock back, a NOOP does not. A
+// mistake shows as a test that waits for an hour.
 func TestSignsOfLife(t *testing.T) {
-	more := make(chan struct{})
+	next := make(chan struct{})
+	large := new(script).items(7, 1).out
 	f := startFake(t, map[uint16]cluster.VBInfo{7: active(2)}, func(_ int, _ mcbp.TapConnect, conn net.Conn, r *mcbp.Reader) error {
-		if _, err := conn.Write(new(script).noop().items(7, 1).out); err != nil {
-			return err
-		}
-		<-more
-		if _, err := conn.Write(new(script).noop().out); err != nil {
-			return err
+		for _, piece := range [][]byte{large, large[:mcbp.HeaderLen+5], large[mcbp.HeaderLen+5:], new(script).noop().noop().out} {
+			<-next
+			if _, err := conn.Write(piece); err != nil {
+				return err
+			}
 		}
 		_, err := io.Copy(io.Discard, conn)
 		return err
@@ -552,18 +553,46 @@ func TestSignsOfLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer s.Close()
-	s.cur.waited = s.cur.idle - 5*time.Second
+	d := s.cur
+	d.idle = time.Hour
 	b := pump.NewBatch(4096)
-	if err := s.Read(ctx, b); err != nil || b.Len() != 1 {
-		t.Fatalf("%d items, %v", b.Len(), err)
+	nearly := func() {
+		d.waited = d.idle - time.Minute
+		b.Reset()
+		next <- struct{}{}
 	}
-	if s.cur.waited != 0 {
-		t.Errorf("an item came, and still %v count as silence", s.cur.waited)
+	nearly()
+	if err := s.Read(ctx, b); err != nil || b.Len() != 1 || d.waited != 0 {
+		t.Fatalf("%d items, %v; %v count as silence", b.Len(), err, d.waited)
 	}
-	s.cur.waited = s.cur.idle - 50*time.Millisecond
-	close(more)
+	nearly() // the first half of an item, and then the rest
+	go func() { next <- struct{}{} }()
+	if err := s.Read(ctx, b); err != nil || b.Len() != 1 || d.waited != 0 {
+		t.Fatalf("%d items, %v; %v count as silence", b.Len(), err, d.waited)
+	}
+	go func() { next <- struct{}{} }()
+	d.waited = d.idle - 50*time.Millisecond
 	b.Reset()
 	want(t, s.Read(ctx, b), codeIdle)
+}
+
+// TestStatisticsConnectionLost: the node closes the connection that lies idle
+// while it dumps.
+func TestStatisticsConnectionLost(t *testing.T) {
+	var f *fakeNode
+	f = startFake(t, map[uint16]cluster.VBInfo{7: active(1)}, func(_ int, _ mcbp.TapConnect, conn net.Conn, r *mcbp.Reader) error {
+		f.mu.Lock()
+		for c := range f.conns {
+			if c != conn {
+				_ = c.Close()
+			}
+		}
+		f.mu.Unlock()
+		return new(script).begin(7).items(7, 1).finish(7).play(conn, r)
+	})
+	if got := readOnce(t, one(t, f, nil, 7), 4096); got.err != io.EOF {
+		t.Errorf("ended with %v", got.err)
+	}
 }
 
 // TestStateChangesBriefly: the map is read anew before a vbucket is given up.

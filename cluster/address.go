@@ -12,11 +12,15 @@ import (
 	"github.com/cbpump/cbpump/pump"
 )
 
-// defaultRESTPort is the port that is meant where none is given.
-const defaultRESTPort = "8091"
+// The REST ports that are meant where none is given.
+const (
+	defaultRESTPort = "8091"
+	defaultTLSPort  = "18091"
+)
 
 // parseAddress reads the address of a cluster: http://host[:port],
-// couchbase://host or a bare host[:port]. Errors print no user info.
+// couchbase://host or a bare host[:port]; https and couchbases mean TLS. Errors
+// print no user info.
 func parseAddress(raw string) (base *url.URL, user *url.Userinfo, err error) {
 	wrong := func(format string, args ...any) (*url.URL, *url.Userinfo, error) {
 		return nil, nil, pump.Usagef("cluster address %s: %w", showAddress(raw), fmt.Errorf(format, args...))
@@ -40,16 +44,13 @@ func parseAddress(raw string) (base *url.URL, user *url.Userinfo, err error) {
 		}
 		return wrong("this is no URL: %w", perr)
 	}
+	scheme, port := "http", defaultRESTPort
 	switch strings.ToLower(u.Scheme) {
 	case "http", "couchbase":
 	case "https", "couchbases":
-		return nil, nil, &pump.Error{
-			Class: pump.ClassUsage, Code: "tls-unsupported",
-			Err:  fmt.Errorf("cluster address %s: this version cannot speak TLS (%s)", showAddress(raw), u.Scheme),
-			Hint: "Use http://host:8091 in a network you trust.",
-		}
+		scheme, port = "https", defaultTLSPort
 	default:
-		return wrong("a cluster is http://host:8091 or couchbase://host, not %s://", u.Scheme)
+		return wrong("a cluster is http://host:8091, https://host:18091, couchbase://host or couchbases://host, not %s://", u.Scheme)
 	}
 	if strings.Contains(u.Path+u.RawQuery+u.Fragment, "@") {
 		return wrong("an @ behind the host: in user and password, write characters such as / ? # @ : %% percent-encoded")
@@ -62,7 +63,10 @@ func parseAddress(raw string) (base *url.URL, user *url.Userinfo, err error) {
 	if u.RawQuery != "" || u.Fragment != "" {
 		return wrong("a query or fragment is not part of a cluster's address")
 	}
-	host, port := u.Hostname(), u.Port()
+	host := u.Hostname()
+	if u.Port() != "" {
+		port = u.Port()
+	}
 	switch {
 	case host == "":
 		return wrong("the host is missing")
@@ -70,13 +74,11 @@ func parseAddress(raw string) (base *url.URL, user *url.Userinfo, err error) {
 		return wrong("give one node of the cluster; the others are found through it")
 	case strings.ContainsFunc(host, func(r rune) bool { return r <= ' ' || r == '"' || r == '\\' || r == 0x7f }):
 		return wrong("the host has characters that no host has")
-	case port == "":
-		port = defaultRESTPort
 	}
 	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
 		return wrong("port %s is not between 1 and 65535", port)
 	}
-	return &url.URL{Scheme: "http", Host: net.JoinHostPort(host, port)}, u.User, nil
+	return &url.URL{Scheme: scheme, Host: net.JoinHostPort(host, port)}, u.User, nil
 }
 
 // showAddress is an address as it may be printed: without user info, and short.

@@ -11,45 +11,120 @@ import (
 	"github.com/cbpump/cbpump/pump"
 )
 
+// account is who logs in, and how an error names it.
+type account struct {
+	user     string
+	password secret
+	op       string // "log in to bucket x", "log in as user x"
+	hint     string // what to look at when the login is refused
+}
+
+// bucketAccount is the bucket itself, which servers up to 4.x know as a user.
+func bucketAccount(cfg *KVConfig) account {
+	return account{
+		user: cfg.Bucket, password: newSecret(cfg.Password), op: "log in to bucket " + quote(cfg.Bucket),
+		hint: "Up to 4.x the password is the bucket's own, not the administrator's. Does the user see it, and has the bucket just been created or changed?",
+	}
+}
+
+// userAccount is the user of servers from 5.0 on. Where none was given it is the
+// user with the bucket's name, which upgrades from 4.x leave behind.
+func userAccount(cfg *KVConfig) account {
+	a := account{user: cfg.Username, password: newSecret(cfg.UserPassword)}
+	if a.user == "" && cfg.Bucket != "" {
+		a.user, a.password = cfg.Bucket, newSecret(cfg.Password)
+	}
+	a.op = "log in as user " + quote(a.user)
+	a.hint = "Check the user and the password" + optionsOf(cfg.Role) + "."
+	return a
+}
+
+// optionsOf names the options that give a side's credentials.
+func optionsOf(role string) string {
+	switch role {
+	case "source":
+		return " (-u, -p)"
+	case "destination":
+		return " (-U, -P)"
+	}
+	return ""
+}
+
 // authenticator is one way to log in. It returns errMechanism when the server
 // does not know it after all, before it was given anything secret.
 type authenticator struct {
 	mechanism string
-	login     func(ctx context.Context, c *Conn, user string, password secret) error
+	login     func(ctx context.Context, c *Conn, a account) error
 }
 
-// authenticators are the ways we know, the better ones first.
+// authenticators are the ways up to 4.x, the better ones first.
 var authenticators = []authenticator{
 	{"CRAM-MD5", loginCramMD5},
 	{"PLAIN", loginPlain},
 }
 
+// scramMechanisms are the ways from 5.0 on, the better ones first.
+var scramMechanisms = []string{"SCRAM-SHA512", "SCRAM-SHA256", "SCRAM-SHA1"}
+
 var errMechanism = errors.New("the server does not know the mechanism")
 
-// login logs in with the first way that the server offers and knows.
-func (c *Conn) login(ctx context.Context, user string, password secret) error {
-	offered, err := c.mechanisms(ctx)
-	if err != nil {
-		return err
-	}
-	// SCRAM without CRAM-MD5 is what servers from 5.0 on offer. They want a user
-	// instead of a bucket, so PLAIN with the bucket's name is not tried.
+// onlyScram recognises servers from 5.0 on: they offer SCRAM and no CRAM-MD5.
+// They want a user instead of a bucket.
+func onlyScram(offered []string) bool {
 	scram := slices.ContainsFunc(offered, func(m string) bool { return strings.HasPrefix(m, "SCRAM-") })
-	if scram && !slices.Contains(offered, "CRAM-MD5") {
-		return c.tooNew("log in to bucket "+quote(user), "")
-	}
-	for _, a := range authenticators {
-		if !slices.Contains(offered, a.mechanism) {
+	return scram && !slices.Contains(offered, "CRAM-MD5")
+}
+
+// loginOld logs in to a server up to 4.x with the first way that it offers and knows.
+func (c *Conn) loginOld(ctx context.Context, a account, offered []string) error {
+	for _, w := range authenticators {
+		if !slices.Contains(offered, w.mechanism) {
 			continue
 		}
-		err := a.login(ctx, c, user, password)
+		err := w.login(ctx, c, a)
 		if !errors.Is(err, errMechanism) {
 			return err
 		}
-		c.log.Debug("login mechanism is not known after all", "node", c.addr, "mechanism", a.mechanism)
+		c.log.Debug("login mechanism is not known after all", "node", c.addr, "mechanism", w.mechanism)
 	}
+	return c.noLogin(a, offered)
+}
+
+// loginUser logs in to a server from 5.0 on: SCRAM, in which no password leaves
+// this process and the node proves itself; PLAIN only inside TLS, for users that
+// the server knows by an outside service (LDAP, PAM) and so cannot check by SCRAM.
+func (c *Conn) loginUser(ctx context.Context, a account, offered []string) error {
+	plain := c.tls && slices.Contains(offered, "PLAIN")
+	for _, m := range scramMechanisms {
+		if !slices.Contains(offered, m) {
+			continue
+		}
+		err := c.loginScram(ctx, m, a)
+		switch {
+		case errors.Is(err, errMechanism):
+			c.log.Debug("login mechanism is not known after all", "node", c.addr, "mechanism", m)
+			continue
+		case plain && isStatus(err, mcbp.StatusAuthError):
+			return loginPlain(ctx, c, a)
+		}
+		return err
+	}
+	if plain {
+		return loginPlain(ctx, c, a)
+	}
+	if slices.Contains(offered, "PLAIN") {
+		return &pump.Error{
+			Class: pump.ClassDenied, Code: "kv-plain-refused", Op: c.name() + ": " + a.op,
+			Err:  errors.New("the node offers only PLAIN, which would send the password in clear text"),
+			Hint: "Use TLS: https:// or couchbases://.",
+		}
+	}
+	return c.noLogin(a, offered)
+}
+
+func (c *Conn) noLogin(a account, offered []string) error {
 	return &pump.Error{
-		Class: pump.ClassDenied, Code: "kv-no-login", Op: c.name() + ": log in to bucket " + quote(user),
+		Class: pump.ClassDenied, Code: "kv-no-login", Op: c.name() + ": " + a.op,
 		Err: fmt.Errorf("the node offers no way to log in that we know; it offers %s", clip(strings.Join(offered, " "), 100)),
 	}
 }
@@ -69,63 +144,98 @@ func (c *Conn) mechanisms(ctx context.Context) ([]string, error) {
 			Hint: "Is this a plain memcached server? It is used with memcached://host:port.",
 		}
 	}
-	return nil, c.refused("log in", &f)
+	return nil, c.Refused("log in", &f)
 }
 
-func loginCramMD5(ctx context.Context, c *Conn, user string, password secret) error {
+// unknownMechanism reports that a first message, which held nothing secret, was
+// not answered with a challenge because the mechanism is not known.
+func unknownMechanism(s mcbp.Status) bool {
+	return s == mcbp.StatusUnknown || s == mcbp.StatusNotSupported || s == mcbp.StatusInvalid
+}
+
+func loginCramMD5(ctx context.Context, c *Conn, a account) error {
 	f, err := c.ask(ctx, mcbp.OpSASLAuth, 0, nil, []byte("CRAM-MD5"), nil)
 	if err != nil {
 		return err
 	}
-	switch f.Status() {
-	case mcbp.StatusAuthContinue:
-	case mcbp.StatusAuthError, mcbp.StatusUnknown, mcbp.StatusNotSupported, mcbp.StatusInvalid:
-		return errMechanism // nothing secret was sent: this is not about the password
+	switch s := f.Status(); {
+	case s == mcbp.StatusAuthContinue:
+	case s == mcbp.StatusAuthError || unknownMechanism(s):
+		return errMechanism // this is not about the password
 	default:
-		return c.refused("log in to bucket "+quote(user), &f)
+		return c.Refused(a.op, &f)
 	}
-	answer := mcbp.SASLCramMD5(user, password.reveal(), f.Value())
+	answer := mcbp.SASLCramMD5(a.user, a.password.reveal(), f.Value())
 	f, err = c.ask(ctx, mcbp.OpSASLStep, 0, nil, []byte("CRAM-MD5"), answer)
 	if err != nil {
 		return err
 	}
-	return c.loggedIn(user, &f)
+	return c.loggedIn(a, &f)
 }
 
-func loginPlain(ctx context.Context, c *Conn, user string, password secret) error {
-	f, err := c.ask(ctx, mcbp.OpSASLAuth, 0, nil, []byte("PLAIN"), mcbp.SASLPlain(user, password.reveal()))
+func loginPlain(ctx context.Context, c *Conn, a account) error {
+	f, err := c.ask(ctx, mcbp.OpSASLAuth, 0, nil, []byte("PLAIN"), mcbp.SASLPlain(a.user, a.password.reveal()))
 	if err != nil {
 		return err
 	}
-	return c.loggedIn(user, &f)
+	return c.loggedIn(a, &f)
+}
+
+func (c *Conn) loginScram(ctx context.Context, mechanism string, a account) error {
+	s := newScram(mechanism, a.user, a.password, c.nonce())
+	f, err := c.ask(ctx, mcbp.OpSASLAuth, 0, nil, []byte(mechanism), s.first())
+	if err != nil {
+		return err
+	}
+	switch st := f.Status(); {
+	case st == mcbp.StatusAuthContinue:
+	case unknownMechanism(st):
+		return errMechanism
+	case st == mcbp.StatusOK:
+		return c.unproven(a) // a yes to a message without any proof
+	default:
+		return c.loggedIn(a, &f)
+	}
+	final, err := s.final(f.Value())
+	if err != nil {
+		return &pump.Error{Class: pump.ClassDenied, Code: "kv-protocol", Op: c.name() + ": " + a.op, Err: err}
+	}
+	if f, err = c.ask(ctx, mcbp.OpSASLStep, 0, nil, []byte(mechanism), final); err != nil {
+		return err
+	}
+	if err := c.loggedIn(a, &f); err != nil {
+		return err
+	}
+	if s.verify(f.Value()) != nil {
+		return c.unproven(a)
+	}
+	return nil
+}
+
+func (c *Conn) unproven(a account) error {
+	return &pump.Error{
+		Class: pump.ClassDenied, Code: "kv-server-proof", Op: c.name() + ": " + a.op, Err: errServerProof,
+		Hint: "Something between here and the node may be posing as the node. Check the address, and use TLS.",
+	}
 }
 
 // loggedIn judges the last answer of a login. What the server says beside its
 // status is not repeated: it may hold what we sent.
-func (c *Conn) loggedIn(user string, f *mcbp.Frame) error {
-	op := c.name() + ": log in to bucket " + quote(user)
+func (c *Conn) loggedIn(a account, f *mcbp.Frame) error {
+	e := &pump.Error{Class: pump.ClassDenied, Code: "kv-denied", Op: c.name() + ": " + a.op, Err: &StatusError{Status: f.Status()}}
 	switch f.Status() {
 	case mcbp.StatusOK:
 		return nil
 	case mcbp.StatusAuthError:
-		return &pump.Error{
-			Class: pump.ClassDenied, Code: "kv-denied", Op: op,
-			Err:  errors.New("the node refuses the login with the bucket's password (0x20)"),
-			Hint: "Up to 4.x the password is the bucket's own, not the administrator's. Does the user see it, and has the bucket just been created or changed?",
-		}
+		e.Err = fmt.Errorf("the node refuses the user or the password: %w", e.Err)
+		e.Hint = a.hint
 	case mcbp.StatusTmpFail, mcbp.StatusBusy, mcbp.StatusNoMemory, mcbp.StatusInternal:
-		return &pump.Error{Code: "kv-status", Op: op, Err: &StatusError{Status: f.Status()}, Retry: true}
+		e.Class, e.Code, e.Retry = pump.ClassFailed, "kv-status", true
 	}
-	return &pump.Error{Class: pump.ClassDenied, Code: "kv-denied", Op: op, Err: &StatusError{Status: f.Status()}}
+	return e
 }
 
-func (c *Conn) tooNew(op, version string) error {
-	what := "this node is Couchbase Server 5.0 or later (it offers SCRAM logins only)"
-	if version != "" {
-		what = "this node is Couchbase Server " + version
-	}
-	return &pump.Error{
-		Class: pump.ClassUsage, Code: "version-unsupported", Op: c.name() + ": " + op,
-		Err: errors.New(what + "; this version of cbpump supports 1.8 to 4.x"),
-	}
+func isStatus(err error, want mcbp.Status) bool {
+	var s *StatusError
+	return errors.As(err, &s) && s.Status == want
 }

@@ -14,6 +14,7 @@ package cluster
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -45,6 +46,12 @@ type Config struct {
 	Timeout  time.Duration // one REST request, or one KV connect and login; 0 = 30s
 	Log      hclog.Logger
 
+	// TLS is used where the address is https:// or couchbases://.
+	TLS TLS
+	// Network is NetworkAuto (also ""), NetworkDefault or NetworkExternal: by which
+	// of their addresses data nodes are reached.
+	Network string
+
 	// MapWait is how long Bucket waits for the vbucket map of a bucket that was
 	// just created; 0 = 30s.
 	MapWait time.Duration
@@ -61,12 +68,15 @@ type Client struct {
 	log      hclog.Logger
 	http     *http.Client
 	clock    clock
+	tls      *tls.Config // nil without TLS
+	view     view
 }
 
 // NewClient returns a client of the node at rawURL: http://host[:port],
-// couchbase://host or host[:port], IPv6 in brackets, port 8091 by default. User
-// info in the URL takes the place of the configured credentials. It makes no
-// connection. Errors have class usage.
+// couchbase://host or host[:port], IPv6 in brackets, port 8091 by default; https
+// and couchbases speak TLS to REST and data ports, port 18091 by default. User
+// info in the URL takes the place of the configured credentials. It reads the
+// files of cfg.TLS and makes no connection. Errors have class usage.
 func NewClient(rawURL string, cfg Config) (*Client, error) {
 	base, info, err := parseAddress(rawURL)
 	if err != nil {
@@ -98,17 +108,43 @@ func NewClient(rawURL string, cfg Config) (*Client, error) {
 	if c.log == nil {
 		c.log = hclog.NewNullLogger()
 	}
+	if err := c.secure(cfg.TLS); err != nil {
+		return nil, err
+	}
+	c.view = view{base: base.Host, tls: c.tls != nil, network: cfg.Network}
+	switch c.view.network {
+	case "":
+		c.view.network = NetworkAuto
+	case NetworkAuto, NetworkDefault, NetworkExternal:
+	default:
+		return nil, pump.Usagef("%s: the network is %q; it can be auto, default or external", c.role, clip(cfg.Network, 40))
+	}
 	dialer := &net.Dialer{Timeout: c.timeout}
+	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
+		nc, err := dialer.DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return &sniffConn{Conn: nc}, nil
+	}
 	c.http = &http.Client{
 		CheckRedirect: checkRedirect,
 		Transport: &http.Transport{
 			// No proxy: nodes are asked directly, and what is sent carries a password.
-			DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-				nc, err := dialer.DialContext(ctx, network, addr)
+			DialContext: dial,
+			DialTLSContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+				nc, err := dial(ctx, network, addr)
 				if err != nil {
 					return nil, err
 				}
-				return &sniffConn{Conn: nc}, nil
+				ctx, cancel := context.WithTimeout(ctx, c.timeout)
+				defer cancel()
+				tc := tls.Client(nc, forHost(c.tls, addr))
+				if err := tc.HandshakeContext(ctx); err != nil {
+					_ = nc.Close()
+					return nil, &handshakeError{err: err, begin: nc.(*sniffConn).begin()}
+				}
+				return tc, nil
 			},
 			MaxIdleConnsPerHost:    4,
 			IdleConnTimeout:        30 * time.Second,
@@ -117,6 +153,38 @@ func NewClient(rawURL string, cfg Config) (*Client, error) {
 	}
 	return c, nil
 }
+
+// secure prepares TLS where the address asks for it.
+func (c *Client) secure(t TLS) error {
+	if c.base.Scheme != "https" {
+		if t.given() {
+			c.log.Warn("certificates and TLS options are not used: the address does not ask for TLS", "role", c.role, "url", c.URL(), "hint", "https:// or couchbases:// does")
+		}
+		return nil
+	}
+	cfg, err := t.Config()
+	if err != nil {
+		var e *pump.Error
+		if errors.As(err, &e) {
+			e.Op = c.role
+		}
+		return err
+	}
+	if t.InsecureSkipVerify {
+		c.log.Warn("certificates are not verified: whoever sits between can read and change everything", "role", c.role, "url", c.URL())
+	}
+	c.tls = cfg
+	return nil
+}
+
+// handshakeError is a TLS handshake of the REST port that failed.
+type handshakeError struct {
+	err   error
+	begin string // what the peer sent first
+}
+
+func (e *handshakeError) Error() string { return e.err.Error() }
+func (e *handshakeError) Unwrap() error { return e.err }
 
 // URL returns the address that is asked, http://host:port, without user info.
 func (c *Client) URL() string { return c.base.String() }
@@ -165,7 +233,11 @@ func (c *Client) Do(ctx context.Context, method, path string, form url.Values) (
 	var used atomic.Pointer[sniffConn]
 	rctx = httptrace.WithClientTrace(rctx, &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) {
-			if s, ok := info.Conn.(*sniffConn); ok {
+			nc := info.Conn
+			if tc, ok := nc.(*tls.Conn); ok {
+				nc = tc.NetConn()
+			}
+			if s, ok := nc.(*sniffConn); ok {
 				used.Store(s)
 			}
 		},
@@ -201,7 +273,9 @@ func (c *Client) Do(ctx context.Context, method, path string, form url.Values) (
 	case r.Status == http.StatusUnauthorized && r.Header.Get("WWW-Authenticate") != "":
 		return nil, c.denied(op)
 	case r.Status == http.StatusBadRequest && bytes.Contains(got, []byte("HTTP request to an HTTPS server")):
-		return nil, speaksTLS(op, "http")
+		e := &pump.Error{Op: op}
+		tlsFailure(nil, e, false, tlsAlert, restPorts)
+		return nil, e
 	}
 	return r, nil
 }
@@ -262,15 +336,7 @@ func (c *Client) at(path string) string {
 }
 
 // userOptions names the options that give this side's credentials.
-func (c *Client) userOptions() string {
-	switch c.role {
-	case "source":
-		return " (-u, -p)"
-	case "destination":
-		return " (-U, -P)"
-	}
-	return ""
-}
+func (c *Client) userOptions() string { return optionsOf(c.role) }
 
 func (c *Client) denied(op string) error {
 	e := &pump.Error{Class: pump.ClassDenied, Code: "rest-denied", Op: op}
@@ -292,26 +358,37 @@ func (c *Client) failure(ctx context.Context, op string, err error, used *sniffC
 	}
 	e := &pump.Error{Code: "rest-failed", Op: op, Err: err}
 	var redirect *redirectError
+	begin := ""
+	if used != nil {
+		begin = used.begin()
+	}
+	var shake *handshakeError
+	if errors.As(err, &shake) {
+		begin = shake.begin
+	}
 	switch {
 	case ctx.Err() != nil:
 		return stopped(op, ctx.Err())
 	case errors.As(err, &redirect):
 		e.Code = "rest-redirect"
 		e.Hint = "Give the address of a node of the cluster itself."
-	case used != nil && used.startsTLS():
-		return speaksTLS(op, "http")
+	case tlsFailure(err, e, c.tls != nil, begin, restPorts):
 	case dialFailure(err, e):
 	case isTimeout(err):
 		e.Class, e.Code, e.Retry = pump.ClassUnreachable, "rest-timeout", true
 		e.Err = fmt.Errorf("no answer within %v", c.timeout)
-	case used != nil && used.startsOther("HTTP/"):
+	case c.tls == nil && used != nil && used.startsOther("HTTP/"):
 		e.Code = "not-http"
 		e.Err = fmt.Errorf("this port does not speak HTTP; its answer begins with %q", used.shown(c.scrub))
 		e.Hint = "The REST port of a node is 8091; 11210 and 11211 are data ports."
 	case isCut(err):
 		e.Code, e.Retry = "rest-cut", true
 		e.Err = errors.New("the server closed the connection before its answer was complete")
-		if used != nil && used.silent() {
+		switch {
+		case begin != "":
+		case c.tls != nil:
+			e.Hint = "Is this the REST port with TLS (18091)?"
+		default:
 			e.Hint = "Is this the REST port (8091), and not a data port?"
 		}
 	default:

@@ -19,6 +19,7 @@ type nodeDoc struct {
 	Status            string `json:"status"`
 	ClusterMembership string `json:"clusterMembership"`
 	Version           string `json:"version"`
+	Compatibility     int64  `json:"clusterCompatibility"` // major << 16 | minor
 	ThisNode          bool   `json:"thisNode"`
 	Ports             struct {
 		Direct int `json:"direct"`
@@ -35,6 +36,11 @@ type bucketDoc struct {
 	Replicas     int       `json:"replicaNumber"`
 	Nodes        []nodeDoc `json:"nodes"`
 	Map          *mapDoc   `json:"vBucketServerMap"`
+
+	ConflictResolution string   `json:"conflictResolutionType"`
+	Capabilities       []string `json:"bucketCapabilities"`
+	StorageBackend     string   `json:"storageBackend"`
+	ManifestUID        string   `json:"collectionsManifestUid"` // hex
 }
 
 type mapDoc struct {
@@ -103,6 +109,9 @@ func (d *nodeDoc) node(asked string) (Node, error) {
 	// A version that says nothing leaves the zero Version, "unknown": a node is
 	// not refused for its name.
 	n.Version, _ = ParseVersion(d.Version)
+	if d.Compatibility > 1 { // 1 is what 1.8 says
+		n.Compat = Version{Major: int(d.Compatibility >> 16), Minor: int(d.Compatibility & 0xffff)}
+	}
 	return n, nil
 }
 
@@ -114,7 +123,16 @@ func (d *bucketDoc) bucket(asked string) (*Bucket, error) {
 	case d.Nodes == nil:
 		return nil, errors.New("it is no bucket's document: it lists no nodes")
 	}
-	b := &Bucket{Name: d.Name, Type: d.BucketType, UUID: d.UUID, Replicas: d.Replicas}
+	b := &Bucket{
+		Name: d.Name, Type: d.BucketType, UUID: d.UUID, Replicas: d.Replicas,
+		ConflictResolution: d.ConflictResolution, Capabilities: d.Capabilities, StorageBackend: d.StorageBackend,
+	}
+	if d.ManifestUID != "" {
+		var err error
+		if b.ManifestUID, err = parseHexID(d.ManifestUID, 64); err != nil {
+			return nil, fmt.Errorf("its collectionsManifestUid %w", err)
+		}
+	}
 	if b.Type == "" && d.NodeLocator == "ketama" {
 		b.Type = typeMemcached
 	}

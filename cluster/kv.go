@@ -2,10 +2,12 @@ package cluster
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -15,28 +17,44 @@ import (
 	"github.com/cbpump/cbpump/pump"
 )
 
-// KVConfig says how to reach a node's data port. It prints without its password,
+// KVConfig says how to reach a node's data port. It prints without its passwords,
 // but only as itself or in exported fields: do not keep it in an unexported field
 // of something that is printed.
 type KVConfig struct {
 	Addr     string
 	Role     string
-	Bucket   string // SASL user up to 4.x
-	Password string // the bucket's password
-	Timeout  time.Duration
-	Log      hclog.Logger
+	Bucket   string // SASL user up to 4.x, selected after login from 5.0 on
+	Password string // the bucket's password, up to 4.x
 
-	version Version // the node's, as far as the topology told
+	Username     string // who logs in from 5.0 on
+	UserPassword string
+
+	// Features are asked for in HELLO from 5.0 on (mcbp.FeatureSnappy, …), besides
+	// extended error codes, which are always. Conn.Has tells what was granted.
+	Features []uint16
+	// Version is the node's, as far as the topology told; zero = find out.
+	Version Version
+	// TLS is how to speak TLS, nil = not. The server's name is taken from Addr
+	// unless it is set.
+	TLS *tls.Config
+
+	Timeout time.Duration
+	Log     hclog.Logger
+
+	view view
 }
 
-// KV returns how to reach a node of the bucket, with the bucket's credentials.
+// KV returns how to reach a node of the bucket: with the user of the REST port
+// from 5.0 on, with the bucket's own password up to 4.x, and with TLS where the
+// cluster's address asks for it. Set Features before dialling.
 func (c *Client) KV(b *Bucket, addr string) KVConfig {
 	cfg := KVConfig{
 		Addr: addr, Role: c.role, Bucket: b.Name, Password: b.password.reveal(),
-		Timeout: c.timeout, Log: c.log,
+		Username: c.user, UserPassword: c.password.reveal(),
+		TLS: c.tls, Timeout: c.timeout, Log: c.log, view: c.view,
 	}
 	if n, ok := b.NodeByKV(addr); ok {
-		cfg.version = n.Version
+		cfg.Version = n.Version
 	}
 	return cfg
 }
@@ -56,6 +74,15 @@ type Conn struct {
 	broken  error // why the conversation cannot go on
 	clock   clock
 
+	tls     bool
+	view    view
+	version Version
+	granted []uint16 // features
+	dcp     bool     // DCP_OPEN was accepted
+	errmap  ErrorMap // nil until asked for
+	agent   string
+	nonce   func() string
+
 	mu    sync.Mutex
 	fired int // guards whose context is done: deadlines stay in the past
 }
@@ -65,14 +92,12 @@ type Conn struct {
 // answers at once and can be told apart, instead of waiting for more.
 const firstOpaque = 0x0d0a0d0a
 
-// DialKV connects and logs in with what the server offers: CRAM-MD5, then PLAIN,
-// as user Bucket. Without a bucket, and as "default" without a password, there is
-// no login. Connect and login together take at most cfg.Timeout.
-//
-// A refused login is an error of class denied and never retried otherwise: old
-// servers leave the connection in the default bucket, where data would land.
-func DialKV(ctx context.Context, cfg KVConfig) (*Conn, error) {
-	c := &Conn{addr: cfg.Addr, role: cfg.Role, timeout: cfg.Timeout, log: cfg.Log, opaque: firstOpaque, clock: realClock}
+// newConn is a connection that is not connected yet.
+func newConn(cfg *KVConfig) *Conn {
+	c := &Conn{
+		addr: cfg.Addr, role: cfg.Role, timeout: cfg.Timeout, log: cfg.Log, opaque: firstOpaque, clock: realClock,
+		view: cfg.view, agent: agent, nonce: newNonce,
+	}
 	if c.role == "" {
 		c.role = "node"
 	}
@@ -82,8 +107,24 @@ func DialKV(ctx context.Context, cfg KVConfig) (*Conn, error) {
 	if c.log == nil {
 		c.log = hclog.NewNullLogger()
 	}
-	if cfg.version.AtLeast(5, 0) {
-		return nil, c.tooNew("log in", cfg.version.String())
+	return c
+}
+
+// DialKV connects, logs in and selects the bucket.
+//
+// Up to 4.x the login is CRAM-MD5, then PLAIN, as user Bucket. From 5.0 on it is
+// HELLO with extended errors and cfg.Features, SCRAM-SHA512, -SHA256 or -SHA1 as
+// user Username (PLAIN only inside TLS), then SELECT_BUCKET. Which one is decided
+// by cfg.Version, else by what the node answers. Without a bucket and a user there
+// is no login; nor is there one up to 4.x as "default" without a password.
+// Connect and login together take at most cfg.Timeout.
+//
+// A refused login is an error of class denied and never retried otherwise: old
+// servers leave the connection in the default bucket, where data would land.
+func DialKV(ctx context.Context, cfg KVConfig) (*Conn, error) {
+	c := newConn(&cfg)
+	if _, err := cfg.checkFeatures(); err != nil {
+		return nil, err
 	}
 	dctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
@@ -93,19 +134,30 @@ func DialKV(ctx context.Context, cfg KVConfig) (*Conn, error) {
 		return nil, c.Explain(ctx, "connect", err)
 	}
 	c.nc, c.sniff = nc, &sniffConn{Conn: nc}
-	c.r = mcbp.NewReader(c.sniff)
-	if cfg.Bucket == "" || cfg.Bucket == "default" && cfg.Password == "" {
-		return c, nil
-	}
-	if err := c.login(dctx, cfg.Bucket, newSecret(cfg.Password)); err != nil {
+	if err := c.connected(dctx, &cfg); err != nil {
 		c.Close()
 		if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
 			// The time for connecting was up, not the caller's.
-			return nil, c.Explain(ctx, "log in to bucket "+quote(cfg.Bucket), os.ErrDeadlineExceeded)
+			return nil, c.Explain(ctx, "connect and log in", os.ErrDeadlineExceeded)
 		}
 		return nil, err
 	}
 	return c, nil
+}
+
+func (c *Conn) connected(ctx context.Context, cfg *KVConfig) error {
+	if cfg.TLS != nil {
+		c.tls = true
+		tc := tls.Client(c.sniff, forHost(cfg.TLS, cfg.Addr))
+		if err := tc.HandshakeContext(ctx); err != nil {
+			return c.Explain(ctx, "connect with TLS", err)
+		}
+		c.nc = tc
+		c.r = mcbp.NewReader(tc)
+	} else {
+		c.r = mcbp.NewReader(c.sniff)
+	}
+	return c.prepare(ctx, cfg)
 }
 
 // Addr returns host:port of the node.
@@ -258,8 +310,7 @@ func (c *Conn) Explain(ctx context.Context, op string, err error) error {
 	switch {
 	case ctx.Err() != nil:
 		return stopped(e.Op, ctx.Err())
-	case looksTLS(begin):
-		return speaksTLS(e.Op, "kv")
+	case tlsFailure(err, e, c.tls, begin, kvPorts):
 	case dialFailure(err, e):
 	case isTimeout(err):
 		e.Class, e.Code, e.Retry = pump.ClassUnreachable, "kv-timeout", true
@@ -289,26 +340,16 @@ func (c *Conn) Explain(ctx context.Context, op string, err error) error {
 type StatusError struct {
 	Status mcbp.Status
 	Text   string // what the server added, made printable; may be empty
+	Name   string // the server's own name of the status, where it was asked for one
 }
 
 func (e *StatusError) Error() string {
-	if e.Text == "" {
-		return "answered " + mcbp.StatusName(e.Status)
+	s := "answered " + mcbp.StatusName(e.Status)
+	if e.Name != "" && !strings.Contains(s, e.Name) {
+		s += " " + e.Name
 	}
-	return "answered " + mcbp.StatusName(e.Status) + ": " + e.Text
-}
-
-// refused is the error of an answer with a status that the caller has no use for.
-func (c *Conn) refused(op string, f *mcbp.Frame) error {
-	e := &pump.Error{
-		Code: "kv-status", Op: c.name() + ": " + op,
-		Err: &StatusError{Status: f.Status(), Text: clip(string(f.Value()), 100)},
+	if e.Text != "" {
+		s += ": " + e.Text
 	}
-	switch f.Status() {
-	case mcbp.StatusTmpFail, mcbp.StatusBusy, mcbp.StatusNoMemory:
-		e.Retry = true
-	case mcbp.StatusAuthError, mcbp.StatusAccess:
-		e.Class, e.Code = pump.ClassDenied, "kv-denied"
-	}
-	return e
+	return s
 }

@@ -41,10 +41,6 @@ func (s *sniffConn) begin() string {
 	return string(s.first)
 }
 
-func (s *sniffConn) silent() bool { return s.begin() == "" }
-
-func (s *sniffConn) startsTLS() bool { return looksTLS(s.begin()) }
-
 // startsOther reports that something came and that it does not begin with want.
 func (s *sniffConn) startsOther(want string) bool {
 	b := s.begin()
@@ -59,18 +55,8 @@ func looksTLS(b string) bool {
 	return len(b) >= 2 && (b[0] == 0x15 || b[0] == 0x16) && b[1] == 3
 }
 
-func speaksTLS(op, plain string) error {
-	e := &pump.Error{
-		Code: "speaks-tls", Op: op,
-		Err: errors.New("this port speaks TLS, and this version of cbpump does not"),
-	}
-	if plain == "http" {
-		e.Hint = "The REST port without TLS is usually 8091 (18091 is the one with TLS)."
-	} else {
-		e.Hint = "The data port without TLS is usually 11210 (11207 is the one with TLS)."
-	}
-	return e
-}
+// tlsAlert is how a TLS port begins its answer to something else.
+const tlsAlert = "\x15\x03\x01"
 
 // dialFailure fills in e and reports true when err is about making a connection
 // or finding the host.

@@ -32,7 +32,7 @@ func (c *Conn) Stats(ctx context.Context, group string, each func(name, value st
 	var result error
 	err := c.converse(ctx, request, opaque, func(f mcbp.Frame) (last bool) {
 		if f.Status() != mcbp.StatusOK {
-			result = c.refused(op, &f)
+			result = c.Refused(op, &f)
 			return true
 		}
 		if f.KeyLen == 0 && len(f.Value()) == 0 {
@@ -143,7 +143,7 @@ func (c *Conn) VBucketState(ctx context.Context, vb uint16) (mcbp.VBState, error
 	case mcbp.StatusNotMyVBucket:
 		return mcbp.VBAbsent, nil
 	}
-	return mcbp.VBAbsent, c.refused(op, &f)
+	return mcbp.VBAbsent, c.Refused(op, &f)
 }
 
 // SetVBucketState creates the vbucket on the node or changes its state
@@ -159,7 +159,7 @@ func (c *Conn) SetVBucketState(ctx context.Context, vb uint16, s mcbp.VBState) e
 		return err
 	}
 	if f.Status() != mcbp.StatusOK {
-		return c.refused(op, &f)
+		return c.Refused(op, &f)
 	}
 	return nil
 }
@@ -234,7 +234,7 @@ func (c *Conn) Version(ctx context.Context) (Version, error) {
 		return Version{}, err
 	}
 	if f.Status() != mcbp.StatusOK {
-		return Version{}, c.refused("version", &f)
+		return Version{}, c.Refused("version", &f)
 	}
 	v, err := ParseVersion(string(f.Value()))
 	return v, c.Explain(ctx, "version", err)

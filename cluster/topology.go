@@ -25,7 +25,41 @@ type Bucket struct {
 	Nodes    []Node
 	Map      Map // empty in a memcached-type bucket
 
+	// ConflictResolution is ConflictSeqno ("" before 4.6 means it too) or
+	// ConflictLWW, which *_WITH_META has to know.
+	ConflictResolution string
+	Capabilities       []string // bucketCapabilities, nil before 3.0: "dcp", "collections", …
+	StorageBackend     string   // "couchstore", "magma", "" where the server does not tell
+	ManifestUID        uint64   // collectionsManifestUid, 0 before 7.0 and for a manifest never changed
+
 	password secret // what data connections up to 4.x log in with
+}
+
+// How a bucket decides which of two versions of a document wins.
+const (
+	ConflictSeqno = "seqno" // the higher revision
+	ConflictLWW   = "lww"   // the later CAS, which is a time: last write wins
+)
+
+// LastWriteWins reports that the bucket resolves conflicts by time.
+func (b *Bucket) LastWriteWins() bool { return b.ConflictResolution == ConflictLWW }
+
+// HasCapability reports that the bucket has one of its bucketCapabilities.
+func (b *Bucket) HasCapability(name string) bool { return slices.Contains(b.Capabilities, name) }
+
+// MinVersion is the lowest version among the bucket's nodes: what all of them
+// can. It is the zero Version when a node's is not known.
+func (b *Bucket) MinVersion() Version {
+	if len(b.Nodes) == 0 {
+		return Version{}
+	}
+	least := b.Nodes[0].Version
+	for _, n := range b.Nodes[1:] {
+		if n.Version.less(least) {
+			least = n.Version
+		}
+	}
+	return least
 }
 
 // Node is a node of a cluster.
@@ -34,9 +68,10 @@ type Node struct {
 	OTP        string // otpNode; "" where the server did not tell
 	KV         string // KV host:port ("direct"); "" for a node without data
 	Version    Version
-	Status     string // "healthy", …
-	Membership string // "active", "inactiveFailed", …
-	Self       bool   // the node that answered
+	Compat     Version // what the cluster as a whole speaks (clusterCompatibility); zero before 2.0
+	Status     string  // "healthy", …
+	Membership string  // "active", "inactiveFailed", …
+	Self       bool    // the node that answered
 }
 
 // Map says which server has which vbucket.
@@ -44,6 +79,15 @@ type Map struct {
 	Servers  []string // KV host:port, $HOST and wildcard addresses already put right
 	VBuckets [][]int  // [vb][copy] index into Servers, -1 = missing; copy 0 is active
 	Forward  [][]int  // vBucketMapForward, nil when there is none
+
+	// Rev counts the maps of a cluster, within RevEpoch; both 0 where the document
+	// did not tell (those of Client.Bucket do not).
+	RevEpoch, Rev int64
+}
+
+// Newer reports that m is a later map than o as far as their revisions tell.
+func (m *Map) Newer(o *Map) bool {
+	return m.RevEpoch > o.RevEpoch || m.RevEpoch == o.RevEpoch && m.Rev > o.Rev
 }
 
 // Len returns the number of vbuckets; 0 means that the bucket has no map.
@@ -149,6 +193,39 @@ func (c *Client) Buckets(ctx context.Context) ([]string, error) {
 // Nodes returns all nodes of the cluster (/pools/default), also those that are
 // failed over: their Membership is "inactiveFailed".
 func (c *Client) Nodes(ctx context.Context) ([]Node, error) {
+	nodes, err := c.nodesAsWritten(ctx)
+	if err != nil {
+		return nil, err
+	}
+	t, err := c.translate(ctx, nodes)
+	if err != nil {
+		return nil, err
+	}
+	if t != nil {
+		t.nodes(nodes)
+	}
+	return nodes, nil
+}
+
+// placeBucket puts the data ports of the bucket's nodes and map into those that
+// are dialled: TLS, external addresses.
+func (c *Client) placeBucket(ctx context.Context, b *Bucket) error {
+	t, err := c.translate(ctx, b.Nodes)
+	if err != nil || t == nil {
+		return err
+	}
+	t.nodes(b.Nodes)
+	if err := t.apply(&b.Map); err != nil {
+		return &pump.Error{
+			Class: pump.ClassOf(err), Code: pump.CodeOf(err), Hint: pump.HintOf(err),
+			Op: fmt.Sprintf("%s %s: read bucket %q", c.role, c.URL(), clip(b.Name, 100)), Err: err,
+		}
+	}
+	return nil
+}
+
+// nodesAsWritten is Nodes with the data ports of the document.
+func (c *Client) nodesAsWritten(ctx context.Context) ([]Node, error) {
 	const asked = "list the nodes"
 	const path = "/pools/default"
 	r, err := c.Do(ctx, http.MethodGet, path, nil)
@@ -206,6 +283,9 @@ func (c *Client) Bucket(ctx context.Context, name string) (*Bucket, error) {
 			if err := c.completeNodes(ctx, b); err != nil {
 				return nil, err
 			}
+			if err := c.placeBucket(ctx, b); err != nil {
+				return nil, err
+			}
 			return b, nil
 		}
 		waited := c.clock.now().Sub(start)
@@ -256,7 +336,7 @@ func (c *Client) completeNodes(ctx context.Context, b *Bucket) error {
 	if !slices.ContainsFunc(b.Nodes, func(n Node) bool { return n.OTP == "" }) {
 		return nil
 	}
-	all, err := c.Nodes(ctx)
+	all, err := c.nodesAsWritten(ctx)
 	switch {
 	case err != nil && ctx.Err() != nil:
 		return err

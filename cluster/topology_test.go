@@ -96,7 +96,7 @@ func TestShape25(t *testing.T) {
 	}
 	v := Version{2, 5, 1}
 	want := []Node{
-		{Host: "127.0.0.1:8091", OTP: "ns_1@10.0.0.1", KV: "127.0.0.1:11210", Version: v, Status: "healthy", Membership: "active", Self: true},
+		{Host: "127.0.0.1:8091", OTP: "ns_1@10.0.0.1", KV: "127.0.0.1:11210", Version: v, Compat: Version{2, 5, 0}, Status: "healthy", Membership: "active", Self: true},
 		{Host: "10.0.0.2:9001", OTP: "n_1@10.0.0.2", KV: "10.0.0.2:12002", Version: v, Status: "warmup", Membership: "active"},
 	}
 	if !slices.Equal(b.Nodes, want) {
@@ -129,8 +129,8 @@ func TestShape25(t *testing.T) {
 		t.Error(err)
 	}
 	kv := c.KV(b, "10.0.0.2:12002")
-	if kv.Bucket != "beer" || kv.Password != planted || kv.Role != "source" || kv.version != v || kv.Timeout != c.timeout {
-		t.Errorf("%v %v", kv, kv.version)
+	if kv.Bucket != "beer" || kv.Password != planted || kv.Role != "source" || kv.Version != v || kv.Timeout != c.timeout {
+		t.Errorf("%v %v", kv, kv.Version)
 	}
 	nodes, err := c.Nodes(t.Context())
 	if err != nil || len(nodes) != 3 || nodes[2].Membership != "inactiveFailed" || nodes[2].KV != "10.0.0.3:11210" {

@@ -43,6 +43,13 @@ func (v Version) AtLeast(major, minor int) bool {
 	return v.Major > major || v.Major == major && v.Minor >= minor
 }
 
+func (v Version) less(o Version) bool {
+	if v.Major != o.Major || v.Minor != o.Minor {
+		return !v.AtLeast(o.Major, o.Minor)
+	}
+	return v.Patch < o.Patch
+}
+
 // String returns "2.5.1", or "unknown" for the zero Version.
 func (v Version) String() string {
 	if v == (Version{}) {

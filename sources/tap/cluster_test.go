@@ -578,7 +578,6 @@ func TestOtherEndpoints(t *testing.T) {
 		"tap://host/path":              pump.ClassUsage,
 		"tap://one,two":                pump.ClassUsage,
 		"tap://::1":                    pump.ClassUsage,
-		"https://host":                 pump.ClassUsage,
 		"http://":                      pump.ClassUsage,
 		"tap://" + c.Nodes()[0].REST(): pump.ClassFailed, // HTTP
 	} {

@@ -1,0 +1,633 @@
+package cbb
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/cbpump/cbpump/pump"
+)
+
+// Backup is what is to be read of a backup folder: the chain of one bucket, in
+// the order in which its rows count.
+type Backup struct {
+	Root   string // as the user named it
+	Run    string // name of the run whose chain it is; "" in the layout up to 2.x
+	Bucket string
+	Parts  []Part
+	// Unfinished are folders that a run left which did not come to its end.
+	Unfinished []string
+	// Notes are things that somebody should know of and that are no errors.
+	Notes []string
+}
+
+// Part is one backup of a chain; the layout up to 2.x has one without a name.
+type Part struct {
+	Name   string // "2006-01-02T150405Z-full"
+	Folder string // of the bucket
+	Nodes  []Node
+}
+
+// Node is the folder of a node in a part.
+type Node struct {
+	Folder string
+	Files  []*DataFile
+}
+
+// DataFile is one data-NNNN.cbb.
+type DataFile struct {
+	Path string
+	Name string // relative to the backup folder, with slashes
+	Size int64
+
+	sum      *[32]byte // as SHA256SUMS has it; nil: nothing is known
+	mu       sync.Mutex
+	verified bool
+}
+
+// Verify compares the file with its checksum, where there is one. It reads the
+// whole file, once however often it is called.
+func (d *DataFile) Verify(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.verified || d.sum == nil {
+		return nil
+	}
+	sum, err := HashFile(ctx, d.Path)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
+		return fail(codeUnreadable, d.Path, plain(err), "")
+	}
+	if sum != *d.sum {
+		return fail(codeCorrupt, d.Path, fmt.Errorf("its contents do not match the checksum in %s", SumsFile), hintCorrupt)
+	}
+	d.verified = true
+	return nil
+}
+
+// Files returns all data files in the order in which their rows count.
+func (b *Backup) Files() []*DataFile {
+	var all []*DataFile
+	for _, p := range b.Parts {
+		for _, n := range p.Nodes {
+			all = append(all, n.Files...)
+		}
+	}
+	return all
+}
+
+// FindOptions say what to look for.
+type FindOptions struct {
+	Bucket      string // "default" also means the only one there is
+	Run         string // name of a run; "" is the newest that has the bucket
+	FollowLinks bool   // symbolic links may lead out of the folder
+}
+
+// Errors about the folder as a whole.
+const (
+	codeNoBackup = "backup-none"
+	codeMissing  = "backup-missing"
+	codeLink     = "backup-link"
+)
+
+// Find finds the chain of a bucket. Every part of it that is missing, or not
+// what it should be, is an error that names it; the data files are not opened.
+func Find(root string, o FindOptions) (*Backup, error) {
+	w, err := newWalker(root, o.FollowLinks)
+	if err != nil {
+		return nil, err
+	}
+	names, err := w.list(root)
+	if err != nil {
+		return nil, err
+	}
+	b := &Backup{Root: root}
+	var runs, parts, buckets []string
+	for _, name := range names {
+		switch {
+		case strings.HasPrefix(name, Staging):
+			b.Unfinished = append(b.Unfinished, filepath.Join(root, name))
+		case runName.MatchString(name):
+			runs = append(runs, name)
+		case partName.MatchString(name):
+			parts = append(parts, name)
+		case strings.HasPrefix(name, bucketPrefix):
+			buckets = append(buckets, name)
+		}
+	}
+	switch {
+	case len(runs) > 0:
+		err = b.findRun(w, runs, o)
+	case len(parts) > 0: // the user named a run
+		b.Run = filepath.Base(root)
+		err = b.findParts(w, root, parts, o.Bucket)
+	case len(buckets) > 0: // the layout up to 2.x, or a single part
+		err = b.findSingle(w, root, buckets, o.Bucket)
+	default:
+		hint := ""
+		if len(b.Unfinished) > 0 {
+			hint = "All there is are folders of runs that did not come to their end: " + strings.Join(b.Unfinished, ", ")
+		}
+		return nil, &pump.Error{Code: codeNoBackup, Op: "read " + root,
+			Err: errors.New("is no backup folder: there is neither a run (2006-01-02T150405Z) nor a bucket-… in it"), Hint: hint}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if len(b.Files()) == 0 {
+		return nil, &pump.Error{Code: codeMissing, Op: "read " + root, Err: fmt.Errorf("there is no data file for bucket %q", b.Bucket)}
+	}
+	return b, nil
+}
+
+func (b *Backup) findRun(w *walker, runs []string, o FindOptions) error {
+	if o.Run != "" {
+		if !slices.Contains(runs, o.Run) {
+			return pump.Usagef("%s has no run %q; it has %s", b.Root, o.Run, strings.Join(runs, ", "))
+		}
+		runs = []string{o.Run}
+	}
+	slices.Reverse(runs)
+	var first error
+	for _, run := range runs {
+		parts, err := w.parts(filepath.Join(b.Root, run))
+		if err != nil {
+			return err
+		}
+		b.Run = run
+		err = b.findParts(w, filepath.Join(b.Root, run), parts, o.Bucket)
+		if err == nil || pump.CodeOf(err) != codeNoBucket {
+			return err
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+// codeNoBucket marks that a run is whole but has another bucket.
+const codeNoBucket = "backup-bucket"
+
+// findParts reads the parts of one run, whose names are given.
+func (b *Backup) findParts(w *walker, dir string, parts []string, bucket string) error {
+	if len(parts) == 0 {
+		return &pump.Error{Code: codeMissing, Op: "read " + dir, Err: errors.New("has no part (2006-01-02T150405Z-full, -diff, -accu)")}
+	}
+	perPart := make(map[string][]string)
+	var all []string
+	for _, part := range parts {
+		buckets, err := w.buckets(filepath.Join(dir, part))
+		if err != nil {
+			return err
+		}
+		perPart[part] = buckets
+		all = append(all, buckets...)
+	}
+	folder, err := b.pick(dir, all, bucket)
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	for _, part := range parts {
+		if !slices.Contains(perPart[part], folder) {
+			b.Notes = append(b.Notes, fmt.Sprintf("%s has nothing of bucket %q", part, b.Bucket))
+			continue
+		}
+		if len(b.Parts) == 0 && !strings.HasSuffix(part, "-"+string(Full)) {
+			return &pump.Error{Code: codeMissing, Op: "read " + dir, Err: fmt.Errorf("the chain begins with %s: its full part is missing", part),
+				Hint: "Put the full part back beside it. To read the changes alone, name the folder " + filepath.Join(dir, part) + "."}
+		}
+		p, pred, err := w.part(part, filepath.Join(dir, part, folder))
+		if err != nil {
+			return err
+		}
+		for _, name := range pred {
+			if !known[name] {
+				return &pump.Error{Code: codeMissing, Op: "read " + p.Folder,
+					Err: fmt.Errorf("it builds upon the part %s, which is missing", name), Hint: "Put that part back into " + dir + "."}
+			}
+		}
+		known[part] = true
+		b.Parts = append(b.Parts, *p)
+	}
+	return nil
+}
+
+// findSingle reads a folder that has buckets right in it.
+func (b *Backup) findSingle(w *walker, dir string, buckets []string, bucket string) error {
+	folder, err := b.pick(dir, buckets, bucket)
+	if err != nil {
+		return err
+	}
+	p, _, err := w.part("", filepath.Join(dir, folder))
+	if err != nil {
+		return err
+	}
+	b.Parts = []Part{*p}
+	return nil
+}
+
+// pick finds the folder of the bucket among those that there are.
+func (b *Backup) pick(dir string, folders []string, bucket string) (string, error) {
+	slices.Sort(folders)
+	folders = slices.Compact(folders)
+	if len(folders) == 1 && bucket == "default" {
+		b.Bucket = unquote(strings.TrimPrefix(folders[0], bucketPrefix))
+		return folders[0], nil
+	}
+	var names []string
+	for _, f := range folders {
+		name := unquote(strings.TrimPrefix(f, bucketPrefix))
+		if name == bucket {
+			b.Bucket = bucket
+			return f, nil
+		}
+		names = append(names, name)
+	}
+	err := &pump.Error{Class: pump.ClassUsage, Code: codeNoBucket, Op: "read " + dir, Err: fmt.Errorf("there is no bucket %q", bucket)}
+	if len(names) > 0 {
+		err.Hint = "It has " + strings.Join(names, ", ") + "; choose one with --bucket-source."
+	}
+	return "", err
+}
+
+// Definitions returns the definitions of the newest part that has them.
+func (b *Backup) Definitions() ([]pump.Definition, error) {
+	var out []pump.Definition
+	for _, d := range definitionFiles {
+		for _, p := range slices.Backward(b.Parts) {
+			path := filepath.Join(p.Folder, d.file)
+			text, err := readSmall(path)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return nil, fail(codeUnreadable, path, plain(err), "")
+			}
+			if !json.Valid(text) {
+				return nil, fail(codeCorrupt, path, errors.New("is not JSON"), hintCorrupt)
+			}
+			switch strings.TrimSpace(string(text)) {
+			case "[]", "{}", "null", `""`:
+			default:
+				out = append(out, pump.Definition{Kind: d.kind, JSON: text})
+			}
+			break
+		}
+	}
+	return out, nil
+}
+
+var definitionFiles = [...]struct {
+	file string
+	kind pump.DefinitionKind
+}{{DesignFile, pump.DesignDocuments}, {IndexFile, pump.Indexes}, {FullTextFile, pump.FullTextIndexes}}
+
+// DefinitionFile returns the name of the file for a kind, or "".
+func DefinitionFile(kind pump.DefinitionKind) string {
+	for _, d := range definitionFiles {
+		if d.kind == kind {
+			return d.file
+		}
+	}
+	return ""
+}
+
+// maxSmall is the most bytes of a file beside the data that is read into memory.
+const maxSmall = 64 << 20
+
+func readSmall(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("is a %s, a file is due", kindOf(info.Mode()))
+	}
+	if info.Size() > maxSmall {
+		return nil, fmt.Errorf("is larger than %s", pump.Size(maxSmall))
+	}
+	return os.ReadFile(path)
+}
+
+// walker lists folders without leaving the root through symbolic links.
+type walker struct {
+	root   string // real path
+	follow bool
+}
+
+func newWalker(root string, follow bool) (*walker, error) {
+	info, err := os.Stat(root)
+	if err != nil {
+		return nil, &pump.Error{Code: codeUnreadable, Op: "read " + root, Err: plain(err)}
+	}
+	if !info.IsDir() {
+		return nil, &pump.Error{Code: codeNoBackup, Op: "read " + root, Err: errors.New("is no folder")}
+	}
+	real, err := filepath.EvalSymlinks(root)
+	if err == nil {
+		real, err = filepath.Abs(real)
+	}
+	if err != nil {
+		return nil, &pump.Error{Code: codeUnreadable, Op: "read " + root, Err: plain(err)}
+	}
+	return &walker{root: real, follow: follow}, nil
+}
+
+// list returns the names in a folder in order.
+func (w *walker) list(dir string) ([]string, error) {
+	if err := w.check(dir); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, &pump.Error{Code: codeUnreadable, Op: "read " + dir, Err: plain(err)}
+	}
+	names := make([]string, len(entries))
+	for i, e := range entries {
+		names[i] = e.Name()
+	}
+	return names, nil
+}
+
+// check refuses a symbolic link that leads nowhere, in a circle, or out of the
+// backup folder without having been allowed to.
+func (w *walker) check(path string) error {
+	real, err := filepath.EvalSymlinks(path)
+	if err == nil {
+		real, err = filepath.Abs(real)
+	}
+	if err != nil {
+		if info, lerr := os.Lstat(path); lerr == nil && info.Mode()&fs.ModeSymlink != 0 {
+			return &pump.Error{Code: codeLink, Op: "read " + path, Err: errors.New("is a symbolic link that leads nowhere, or in a circle")}
+		}
+		return &pump.Error{Code: codeUnreadable, Op: "read " + path, Err: plain(err)}
+	}
+	if rel, err := filepath.Rel(w.root, real); !w.follow && (err != nil || rel == ".." || strings.HasPrefix(rel, ".."+string(filepath.Separator))) {
+		return &pump.Error{Code: codeLink, Op: "read " + path, Err: fmt.Errorf("leads out of the backup folder, to %s", real),
+			Hint: "If that is meant to be so, say -x follow-links=true."}
+	}
+	return nil
+}
+
+// folders returns the names in dir that match and are folders; what has such a
+// name and is no folder is an error.
+func (w *walker) folders(dir string, match func(string) bool) ([]string, error) {
+	names, err := w.list(dir)
+	if err != nil {
+		return nil, err
+	}
+	names = slices.DeleteFunc(names, func(n string) bool { return !match(n) })
+	for _, n := range names {
+		path := filepath.Join(dir, n)
+		if err := w.check(path); err != nil {
+			return nil, err
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			return nil, &pump.Error{Code: codeUnreadable, Op: "read " + path, Err: plain(err)}
+		}
+		if !info.IsDir() {
+			return nil, &pump.Error{Code: codeForeign, Op: "read " + path, Err: fmt.Errorf("is a %s, a folder is due", kindOf(info.Mode()))}
+		}
+	}
+	return names, nil
+}
+
+func (w *walker) parts(run string) ([]string, error) { return w.folders(run, partName.MatchString) }
+
+func (w *walker) buckets(part string) ([]string, error) {
+	return w.folders(part, func(n string) bool { return strings.HasPrefix(n, bucketPrefix) })
+}
+
+// part reads the folder of a bucket in a part, and the parts it builds upon.
+func (w *walker) part(name, folder string) (*Part, []string, error) {
+	p := &Part{Name: name, Folder: folder}
+	nodes, err := w.folders(folder, func(n string) bool { return strings.HasPrefix(n, nodePrefix) })
+	if err != nil {
+		return nil, nil, err
+	}
+	if len(nodes) == 0 {
+		return nil, nil, &pump.Error{Code: codeMissing, Op: "read " + folder, Err: errors.New("has no folder of a node (node-…)")}
+	}
+	var pred []string
+	for _, n := range nodes {
+		node, builds, err := w.node(filepath.Join(folder, n), name != "")
+		if err != nil {
+			return nil, nil, err
+		}
+		p.Nodes = append(p.Nodes, *node)
+		pred = append(pred, builds...)
+	}
+	return p, pred, nil
+}
+
+// node reads the folder of a node. part says that it belongs to a part of a
+// chain, so that JSON files are due beside the data.
+func (w *walker) node(folder string, part bool) (*Node, []string, error) {
+	names, err := w.list(folder)
+	if err != nil {
+		return nil, nil, err
+	}
+	n := &Node{Folder: folder}
+	var numbers []int
+	for _, name := range names {
+		m := dataName.FindStringSubmatch(name)
+		if m == nil {
+			continue
+		}
+		number, err := strconv.Atoi(m[1])
+		if err != nil {
+			return nil, nil, fail(codeForeign, filepath.Join(folder, name), err, "")
+		}
+		numbers = append(numbers, number)
+	}
+	slices.Sort(numbers)
+	for i, number := range numbers {
+		if number != i {
+			return nil, nil, fail(codeMissing, filepath.Join(folder, DataName(i)), errors.New("is missing"), "Put it back; without it the backup is not whole.")
+		}
+		file, err := w.dataFile(filepath.Join(folder, DataName(number)))
+		if err != nil {
+			return nil, nil, err
+		}
+		n.Files = append(n.Files, file)
+	}
+	if err := w.sums(n); err != nil {
+		return nil, nil, err
+	}
+	var pred []string
+	holds := !part // the layout up to 2.x makes no folder for a node without data
+	if part {
+		if pred, err = readPred(filepath.Join(folder, MetaFile)); err != nil {
+			return nil, nil, err
+		}
+		if holds, err = listsVBuckets(filepath.Join(folder, SeqnoFile)); err != nil {
+			return nil, nil, err
+		}
+	}
+	if len(n.Files) == 0 && holds {
+		return nil, nil, fail(codeMissing, filepath.Join(folder, DataName(0)), errors.New("is missing"), "Put it back; without it the backup is not whole.")
+	}
+	return n, pred, nil
+}
+
+func (w *walker) dataFile(path string) (*DataFile, error) {
+	if err := w.check(path); err != nil {
+		return nil, err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fail(codeUnreadable, path, plain(err), "")
+	}
+	real, err := filepath.Abs(path)
+	if err != nil {
+		return nil, fail(codeUnreadable, path, err, "")
+	}
+	d := &DataFile{Path: path, Name: path, Size: info.Size()}
+	// Named relative to the root as the user sees it, so that the name is the
+	// same wherever the backup lies.
+	if full, err := filepath.EvalSymlinks(filepath.Dir(real)); err == nil {
+		if rel, err := filepath.Rel(w.root, filepath.Join(full, filepath.Base(real))); err == nil {
+			d.Name = filepath.ToSlash(rel)
+		}
+	}
+	return d, nil
+}
+
+// sums reads SHA256SUMS, which only backups of ours have, and checks everything
+// in it but the data files, which are checked when it is their turn.
+func (w *walker) sums(n *Node) error {
+	path := filepath.Join(n.Folder, SumsFile)
+	text, err := readSmall(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fail(codeUnreadable, path, plain(err), "")
+	}
+	sums, err := ParseSums(text)
+	if err != nil {
+		return fail(codeCorrupt, path, err, "If the data files are known to be right, move "+SumsFile+" away; they are then read without it.")
+	}
+	for _, f := range n.Files {
+		name := filepath.Base(f.Path)
+		sum, ok := sums[name]
+		if !ok {
+			return fail(codeForeign, f.Path, fmt.Errorf("is not in %s: it was put here later", SumsFile), "")
+		}
+		f.sum = &sum
+		delete(sums, name)
+	}
+	for name, sum := range sums {
+		path := filepath.Join(n.Folder, name)
+		info, err := os.Stat(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			return fail(codeMissing, path, fmt.Errorf("is missing; %s names it", SumsFile), "Put it back; without it the backup is not whole.")
+		}
+		if err != nil {
+			return fail(codeUnreadable, path, plain(err), "")
+		}
+		if !info.Mode().IsRegular() || info.Size() > maxSmall {
+			return fail(codeForeign, path, errors.New("is not what was written"), "")
+		}
+		got, err := HashFile(context.Background(), path)
+		if err != nil {
+			return fail(codeUnreadable, path, plain(err), "")
+		}
+		if got != sum {
+			return fail(codeCorrupt, path, fmt.Errorf("its contents do not match the checksum in %s", SumsFile), hintCorrupt)
+		}
+	}
+	return nil
+}
+
+// readPred returns the names of the parts that a part builds upon.
+func readPred(path string) ([]string, error) {
+	text, err := readSmall(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fail(codeMissing, path, errors.New("is missing"), `It names the parts that this one builds upon. If there are none or all are here, put {"pred": []} in its place.`)
+	}
+	if err != nil {
+		return nil, fail(codeUnreadable, path, plain(err), "")
+	}
+	pred, err := ParsePred(text)
+	if err != nil {
+		return nil, fail(codeCorrupt, path, err, hintCorrupt)
+	}
+	return pred, nil
+}
+
+// ParsePred reads meta.json: {"pred": [earlier parts]}. An earlier part is named
+// by its folder, with or without the path to it or into it.
+func ParsePred(text []byte) ([]string, error) {
+	var meta struct {
+		Pred *[]string `json:"pred"`
+	}
+	if err := json.Unmarshal(text, &meta); err != nil {
+		return nil, errors.New(`is not of the form {"pred": [names of parts]}`)
+	}
+	if meta.Pred == nil {
+		return nil, errors.New(`has no "pred"`)
+	}
+	var out []string
+	for _, entry := range *meta.Pred {
+		name := ""
+		for _, piece := range strings.FieldsFunc(entry, func(r rune) bool { return r == '/' || r == '\\' }) {
+			if partName.MatchString(piece) {
+				name = piece
+			}
+		}
+		if name == "" {
+			return nil, fmt.Errorf("%s names no part", quoteShort([]byte(entry)))
+		}
+		if !slices.Contains(out, name) {
+			out = append(out, name)
+		}
+	}
+	return out, nil
+}
+
+// listsVBuckets reports whether seqno.json says that there are rows.
+func listsVBuckets(path string) (bool, error) {
+	text, err := readSmall(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fail(codeUnreadable, path, plain(err), "")
+	}
+	highest, err := ParseSeqno(text)
+	if err != nil {
+		return false, fail(codeCorrupt, path, err, hintCorrupt)
+	}
+	return len(highest) > 0, nil
+}
+
+// ParseSeqno reads seqno.json: {"vbucket": highest sequence number}.
+func ParseSeqno(text []byte) (map[uint16]uint64, error) {
+	var raw map[string]uint64
+	if err := json.Unmarshal(text, &raw); err != nil {
+		return nil, errors.New(`is not of the form {"vbucket": sequence number}`)
+	}
+	out := make(map[uint16]uint64, len(raw))
+	for name, seqno := range raw {
+		vb, err := strconv.ParseUint(name, 10, 16)
+		if err != nil || strconv.FormatUint(vb, 10) != name {
+			return nil, fmt.Errorf("%s is no vbucket", quoteShort([]byte(name)))
+		}
+		out[uint16(vb)] = seqno
+	}
+	return out, nil
+}

@@ -1,0 +1,115 @@
+package cbb
+
+import (
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// TimeFormat is the form of a run's time in the names of folders, in UTC.
+const TimeFormat = "2006-01-02T150405Z"
+
+// Mode says what a part of a chain holds.
+type Mode string
+
+// The modes of a part.
+const (
+	Full Mode = "full" // everything
+	Diff Mode = "diff" // what changed since the part before
+	Accu Mode = "accu" // what changed since the full part
+)
+
+// Staging is what the name of a folder begins with that holds a backup which is
+// not complete. It begins with a dot so that it sorts before every run and no
+// tool takes it for the newest.
+const Staging = ".incomplete-"
+
+// Names of the files in the folder of a node and of a bucket.
+const (
+	MetaFile     = "meta.json"
+	SeqnoFile    = "seqno.json"
+	FailoverFile = "failover.json"
+	SnapshotFile = "snapshot_markers.json"
+	SumsFile     = "SHA256SUMS"
+
+	DesignFile   = "design.json"
+	IndexFile    = "index.json"
+	FullTextFile = "fts_index.json"
+)
+
+const (
+	bucketPrefix = "bucket-"
+	nodePrefix   = "node-"
+)
+
+var (
+	runName  = regexp.MustCompile(`^\d{4}-\d{2}-\d{2}T\d{6}Z$`)
+	partName = regexp.MustCompile(`^(\d{4}-\d{2}-\d{2}T\d{6}Z)-(full|diff|accu)$`)
+	dataName = regexp.MustCompile(`^data-(\d{4,9})\.cbb$`)
+)
+
+// Quote writes a name of a bucket or node as it stands in the name of its folder.
+func Quote(name string) string { return strings.ReplaceAll(url.QueryEscape(name), "~", "%7E") }
+
+// unquote is the opposite of Quote; a name that was not quoted stays as it is.
+func unquote(name string) string {
+	if plain, err := url.QueryUnescape(name); err == nil {
+		return plain
+	}
+	return name
+}
+
+// BucketFolder and NodeFolder return the names of the folders of a bucket and a node.
+func BucketFolder(bucket string) string { return bucketPrefix + Quote(bucket) }
+
+// NodeFolder returns the name of the folder of a node.
+func NodeFolder(node string) string { return nodePrefix + Quote(node) }
+
+// DataName returns the name of data file number n of a node.
+func DataName(n int) string {
+	digits := strconv.Itoa(n)
+	return "data-" + strings.Repeat("0", max(0, 4-len(digits))) + digits + ".cbb"
+}
+
+// PartFolder returns the name of the folder of a part.
+func PartFolder(t time.Time, m Mode) string { return t.UTC().Format(TimeFormat) + "-" + string(m) }
+
+// appendVBuckets writes {"0": v, "1": v} with the vbuckets in order, spaced as
+// the Python tools space it.
+func appendVBuckets(b []byte, value map[uint16]uint64) []byte {
+	vbs := make([]uint16, 0, len(value))
+	for vb := range value {
+		vbs = append(vbs, vb)
+	}
+	slices.Sort(vbs)
+	b = append(b, '{')
+	for i, vb := range vbs {
+		if i > 0 {
+			b = append(b, ", "...)
+		}
+		b = append(b, '"')
+		b = strconv.AppendUint(b, uint64(vb), 10)
+		b = append(b, `": `...)
+		b = strconv.AppendUint(b, value[vb], 10)
+	}
+	return append(b, '}')
+}
+
+// SeqnoJSON returns the contents of seqno.json: the highest sequence number of
+// each vbucket.
+func SeqnoJSON(highest map[uint16]uint64) []byte { return appendVBuckets(nil, highest) }
+
+// MetaJSON returns the contents of meta.json: the names of the earlier parts.
+func MetaJSON(pred []string) []byte {
+	b := []byte(`{"pred": [`)
+	for i, p := range pred {
+		if i > 0 {
+			b = append(b, ", "...)
+		}
+		b = strconv.AppendQuote(b, p) // the names of parts are plain ASCII
+	}
+	return append(b, "]}"...)
+}

@@ -1,0 +1,392 @@
+package cbb
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"zombiezen.com/go/sqlite"
+
+	"github.com/cbpump/cbpump/pump"
+)
+
+// Reader reads the rows of one data file in rowid order. One goroutine uses it.
+type Reader struct {
+	path    string
+	version int
+	slots   uint32 // bit s: the file says that it has rows of slot s; 0: it says nothing
+	info    fs.FileInfo
+	conn    *sqlite.Conn
+	stmt    *sqlite.Stmt
+	row     int64 // rowid of the current row
+	gaps    bool
+	scratch [24]byte
+}
+
+// OpenReader opens a finished data file. It takes a shared lock as long as rows
+// are read, so that a tool that writes the file in the meantime is noticed.
+func OpenReader(path string) (*Reader, error) {
+	if err := CheckFile(path); err != nil {
+		return nil, err
+	}
+	r := &Reader{path: path}
+	var err error
+	if r.info, err = os.Stat(path); err != nil {
+		return nil, fail(codeUnreadable, path, plain(err), "")
+	}
+	if r.conn, err = connect(path, sqlite.OpenReadOnly); err != nil {
+		return nil, r.failed(err)
+	}
+	if err := r.prepare(); err != nil {
+		_ = r.conn.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// connect opens a database by an absolute path, which SQLite can take for
+// nothing else, and without waiting for anybody's lock.
+func connect(path string, flags sqlite.OpenFlags) (*sqlite.Conn, error) {
+	full, err := filepath.Abs(path)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := sqlite.OpenConn(full, flags)
+	if err != nil {
+		return nil, err
+	}
+	conn.SetBusyTimeout(0)
+	return conn, nil
+}
+
+func run(conn *sqlite.Conn, query string, row func(*sqlite.Stmt)) error {
+	stmt, _, err := conn.PrepareTransient(query)
+	if err != nil {
+		return err
+	}
+	defer stmt.Finalize()
+	for {
+		more, err := stmt.Step()
+		if err != nil || !more {
+			return err
+		}
+		if row != nil {
+			row(stmt)
+		}
+	}
+}
+
+func (r *Reader) prepare() error {
+	// A file from elsewhere is not trusted: nothing in its schema may run, and
+	// damaged cells are looked for.
+	for _, pragma := range []string{"trusted_schema=OFF", "cell_size_check=ON", "query_only=ON", "cache_size=-2048", "mmap_size=0"} {
+		if err := run(r.conn, "PRAGMA "+pragma, nil); err != nil {
+			return r.failed(err)
+		}
+	}
+	if err := run(r.conn, "PRAGMA user_version", func(s *sqlite.Stmt) { r.version = s.ColumnInt(0) }); err != nil {
+		return r.failed(err)
+	}
+	n := columnCount(r.version)
+	if n == 0 {
+		return fail(codeVersion, r.path, fmt.Errorf("user_version %d is none of %d, %d, %d", r.version, Version2004, Version2014, Version2015), "")
+	}
+	for table, want := range map[string]string{"cbb_msg": strings.Join(columns[:n], ","), "cbb_meta": "key,val"} {
+		if err := r.checkTable(table, want); err != nil {
+			return err
+		}
+	}
+	var list string
+	if err := run(r.conn, "SELECT val FROM cbb_meta WHERE key = '"+slotsKey+"'", func(s *sqlite.Stmt) { list = s.ColumnText(0) }); err != nil {
+		return r.failed(err)
+	}
+	if list != "" {
+		slots, err := pump.ParseVBuckets(list)
+		if err == nil {
+			err = pump.CheckVBuckets(slots, Slots)
+		}
+		if err != nil {
+			return fail(codeCorrupt, r.path, fmt.Errorf("table cbb_meta, %s: not a list of slots", slotsKey), hintCorrupt)
+		}
+		for _, s := range slots {
+			r.slots |= 1 << s
+		}
+	}
+	return nil
+}
+
+// checkTable makes sure that a table is a plain table with just these columns:
+// what a view or a generated column would give is made up while it is read.
+func (r *Reader) checkTable(table, want string) error {
+	kind := ""
+	if err := run(r.conn, "SELECT type FROM sqlite_master WHERE name = '"+table+"'", func(s *sqlite.Stmt) { kind = s.ColumnText(0) }); err != nil {
+		return r.failed(err)
+	}
+	var have []string
+	hidden := false
+	if kind == "table" {
+		if err := run(r.conn, "PRAGMA table_xinfo("+table+")", func(s *sqlite.Stmt) {
+			have = append(have, s.ColumnText(1))
+			hidden = hidden || s.ColumnInt(6) != 0
+		}); err != nil {
+			return r.failed(err)
+		}
+	}
+	if got := strings.Join(have, ","); hidden || got != want {
+		return fail(codeForeign, r.path, fmt.Errorf("its table %s has the columns (%s), those of user_version %d are (%s)", table, got, r.version, want), "")
+	}
+	return nil
+}
+
+// Path returns the path that the reader was opened with.
+func (r *Reader) Path() string { return r.path }
+
+// Slots returns the slots of which the file has rows, a bit for each, or 0 if it
+// does not say so; files of other tools never do.
+func (r *Reader) Slots() uint32 { return r.slots }
+
+// Last returns the highest rowid: the number of rows, in files of backup tools.
+func (r *Reader) Last() (int64, error) {
+	var last int64
+	err := run(r.conn, "SELECT max(rowid) FROM cbb_msg", func(s *sqlite.Stmt) { last = s.ColumnInt64(0) })
+	if err != nil {
+		return 0, r.failed(err)
+	}
+	return last, nil
+}
+
+// Begin makes Next begin at the first row behind a rowid; 0 is the beginning.
+// Rows are numbered without gaps by all tools, which only ever add; gaps says
+// that a missing number is no error.
+func (r *Reader) Begin(after int64, gaps bool) error {
+	if r.stmt == nil {
+		// A secondary index may be damaged or lie; the table itself is the data.
+		query := "SELECT rowid, " + strings.Join(columns[:min(columnCount(r.version), 10)], ", ") + " FROM cbb_msg NOT INDEXED WHERE rowid > ? ORDER BY rowid"
+		var err error
+		if r.stmt, err = r.conn.Prepare(query); err != nil {
+			return r.failed(err)
+		}
+	} else if err := r.stmt.Reset(); err != nil {
+		return r.failed(err)
+	}
+	r.row, r.gaps = after, gaps
+	if after == 0 {
+		after = math.MinInt64 // a rowid below 1 is a damage to be found, not to be passed over
+	}
+	r.stmt.BindInt64(1, after)
+	return nil
+}
+
+// The columns of the query of Begin.
+const (
+	atRowid = iota
+	atCmd
+	atVBucket
+	atKey
+	atFlags
+	atExpiry
+	atCAS
+	atMeta
+	atValue
+	atSeqno
+	atDatatype
+)
+
+// Next goes to the next row; false means that the table has ended.
+func (r *Reader) Next() (bool, error) {
+	more, err := r.stmt.Step()
+	if err != nil {
+		return false, r.failed(err)
+	}
+	if !more {
+		return false, nil
+	}
+	row := r.stmt.ColumnInt64(atRowid)
+	if row != r.row+1 && (row <= r.row || !r.gaps) {
+		return false, fail(codeCorrupt, r.path, fmt.Errorf("row %d follows row %d: rows are missing or out of order", row, r.row),
+			"The file is damaged, or rows were taken out of it by hand; in that case -x gaps=true reads what is left.")
+	}
+	r.row = row
+	return true, nil
+}
+
+// Row returns the rowid of the current row.
+func (r *Reader) Row() int64 { return r.row }
+
+// Sizes returns the length of the key and of the value of the current row.
+func (r *Reader) Sizes() (key, value int, err error) {
+	switch r.stmt.ColumnType(atKey) {
+	case sqlite.TypeBlob, sqlite.TypeText:
+	default:
+		return 0, 0, r.bad("key", "is no key")
+	}
+	switch r.stmt.ColumnType(atValue) {
+	case sqlite.TypeBlob, sqlite.TypeText, sqlite.TypeNull:
+	default:
+		return 0, 0, r.bad("val", "is a number")
+	}
+	if key = r.stmt.ColumnLen(atKey); key == 0 {
+		return 0, 0, r.bad("key", "is empty")
+	}
+	return key, r.stmt.ColumnLen(atValue), nil
+}
+
+// Key copies the key of the current row into p, which is as long as Sizes said.
+func (r *Reader) Key(p []byte) { r.stmt.ColumnBytes(atKey, p) }
+
+// Item fills in the current row; its key and value come to lie in mem, which is
+// as long as both together. The key is expected to be there already.
+func (r *Reader) Item(it *pump.Item, mem []byte, keyLen int) error {
+	cmd, err := r.integer(atCmd, 255)
+	if err != nil {
+		return err
+	}
+	switch cmd {
+	case cmdTapMutation, cmdDcpMutation:
+		it.Op = pump.Mutation
+	case cmdTapDelete, cmdDcpDelete:
+		it.Op = pump.Deletion
+	default:
+		return r.bad("cmd", fmt.Sprintf("%d is none of %d, %d, %d, %d", cmd, cmdTapMutation, cmdTapDelete, cmdDcpMutation, cmdDcpDelete))
+	}
+	it.VBucket = pump.NoVBucket
+	if r.stmt.ColumnType(atVBucket) != sqlite.TypeNull {
+		vb, err := r.integer(atVBucket, uint64(pump.NoVBucket))
+		if err != nil {
+			return err
+		}
+		it.VBucket = uint16(vb)
+	}
+	flags, err := r.integer(atFlags, math.MaxUint32)
+	if err != nil {
+		return err
+	}
+	expiry, err := r.integer(atExpiry, math.MaxUint32)
+	if err != nil {
+		return err
+	}
+	it.Flags, it.Expiry = uint32(flags), uint32(expiry)
+	if it.CAS, err = r.number(atCAS, parseCAS); err != nil {
+		return err
+	}
+	if it.RevSeqno, err = r.number(atMeta, parseRev); err != nil {
+		return err
+	}
+	if r.version != Version2004 {
+		if it.Seqno, err = r.integer(atSeqno, math.MaxInt64); err != nil {
+			return err
+		}
+		datatype, err := r.integer(atDatatype, math.MaxUint8)
+		if err != nil {
+			return err
+		}
+		it.Datatype = uint8(datatype)
+	}
+	it.Key = mem[:keyLen:keyLen]
+	it.Value = mem[keyLen:]
+	r.stmt.ColumnBytes(atValue, it.Value)
+	return nil
+}
+
+// integer reads a column that holds a number from 0 to most; NULL is 0.
+func (r *Reader) integer(col int, most uint64) (uint64, error) {
+	n := r.stmt.ColumnInt64(col)
+	if n == 0 { // also what text and NULL are as an integer
+		switch r.stmt.ColumnType(col) {
+		case sqlite.TypeInteger, sqlite.TypeNull:
+			return 0, nil
+		}
+		return 0, r.bad(columns[col-1], "is not an integer")
+	}
+	if n < 0 || uint64(n) > most {
+		return 0, r.bad(columns[col-1], fmt.Sprintf("%d is out of range", n))
+	}
+	if r.stmt.ColumnType(col) != sqlite.TypeInteger {
+		return 0, r.bad(columns[col-1], "is not an integer")
+	}
+	return uint64(n), nil
+}
+
+// number reads a column that holds a number as text or bytes.
+func (r *Reader) number(col int, parse func([]byte) (uint64, error)) (uint64, error) {
+	switch r.stmt.ColumnType(col) {
+	case sqlite.TypeNull:
+		return 0, nil
+	case sqlite.TypeText, sqlite.TypeBlob:
+	case sqlite.TypeInteger: // a tool that binds a number; a column without affinity keeps it
+		if n := r.stmt.ColumnInt64(col); n >= 0 {
+			return uint64(n), nil
+		}
+		return 0, r.bad(columns[col-1], "is negative")
+	default:
+		return 0, r.bad(columns[col-1], "is not a number")
+	}
+	n := r.stmt.ColumnLen(col)
+	if n > len(r.scratch) {
+		return 0, r.bad(columns[col-1], fmt.Sprintf("has %d bytes, which no number has", n))
+	}
+	p := r.scratch[:r.stmt.ColumnBytes(col, r.scratch[:n])]
+	v, err := parse(p)
+	if err != nil {
+		return 0, r.bad(columns[col-1], err.Error())
+	}
+	return v, nil
+}
+
+func (r *Reader) bad(column, why string) error {
+	return fail(codeCorrupt, r.path, fmt.Errorf("row %d, column %s: %s", r.row, column, why), hintCorrupt)
+}
+
+// Unchanged returns an error if the file is not the one that was opened, or was
+// written since.
+func (r *Reader) Unchanged() error {
+	now, err := os.Stat(r.path)
+	if err != nil {
+		return fail(codeUnreadable, r.path, plain(err), "")
+	}
+	if now.Size() != r.info.Size() || !now.ModTime().Equal(r.info.ModTime()) || !os.SameFile(now, r.info) {
+		return fail(codeBusy, r.path, fmt.Errorf("was changed while it was read (%s)", now.ModTime().Format(time.RFC3339)),
+			"Let the tool that writes it finish, then run the same command again.")
+	}
+	return nil
+}
+
+// failed makes an error of SQLite's one with file and position.
+func (r *Reader) failed(err error) error {
+	where := "before the first row"
+	if r.row > 0 {
+		where = fmt.Sprintf("behind row %d", r.row)
+	}
+	if _, known := errors.AsType[*pump.Error](err); known {
+		return err
+	}
+	switch code := sqlite.ErrCode(err).ToPrimary(); code {
+	case sqlite.ResultBusy, sqlite.ResultLocked:
+		return fail(codeBusy, r.path, errors.New("is locked: another tool is writing it"), "Wait until it has finished, then run the same command again.")
+	case sqlite.ResultCorrupt, sqlite.ResultNotADB, sqlite.ResultError, sqlite.ResultFormat:
+		return fail(codeCorrupt, r.path, fmt.Errorf("%s: damaged (%s)", where, code.Message()), hintCorrupt)
+	default:
+		return fail(codeUnreadable, r.path, fmt.Errorf("%s: %s", where, sqlite.ErrCode(err).Message()), "")
+	}
+}
+
+// Close lets go of the file.
+func (r *Reader) Close() error {
+	if r.conn == nil {
+		return nil
+	}
+	if r.stmt != nil {
+		_ = r.stmt.Finalize()
+	}
+	err := r.conn.Close()
+	r.conn, r.stmt = nil, nil
+	if err != nil {
+		return fail(codeUnreadable, r.path, err, "")
+	}
+	return nil
+}

@@ -9,6 +9,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/pump/pumptest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -61,6 +62,10 @@ func TestCountsAndConfirms(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+func TestConformance(t *testing.T) {
+	pumptest.TestSink(t, pumptest.SinkSuite{New: func(*testing.T) pump.Sink { return New() }})
 }
 
 func TestCancelledWriteConfirmsNothing(t *testing.T) {

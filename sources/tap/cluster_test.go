@@ -603,7 +603,7 @@ func TestOtherEndpoints(t *testing.T) {
 			t.Errorf("%+v: %v", o, err)
 		}
 	}
-	if o := DefaultOptions(); o.FlushTimeout != time.Minute || o.IdleTimeout != 3*time.Minute || o.DumpVBuckets != 32 || o.EndProof != "marker" {
+	if o := DefaultOptions(); o.FlushTimeout != time.Minute || o.IdleTimeout != 3*time.Minute || o.DumpVBuckets != 64 || o.EndProof != "marker" {
 		t.Errorf("defaults %+v", o)
 	}
 }

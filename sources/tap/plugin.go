@@ -18,7 +18,7 @@ import (
 type Options struct {
 	FlushTimeout time.Duration `opt:"flush-timeout" default:"60s" help:"how long to wait before a dump until the node has written everything to disk (3.0 and later dump from disk); 0 does not wait"`
 	IdleTimeout  time.Duration `opt:"idle-timeout" default:"180s" help:"silence of a node after which a dump is given up; NOOPs do not count as a sign of life"`
-	DumpVBuckets int           `opt:"dump-vbuckets" default:"32" help:"most vbuckets that one connection dumps; a cut costs no more than these"`
+	DumpVBuckets int           `opt:"dump-vbuckets" default:"64" help:"most vbuckets that one connection dumps; a cut costs no more than these"`
 	EndProof     string        `opt:"end-proof" default:"marker" enum:"marker,count" help:"what proves the end of a vbucket beside its item count: the server's end marker, or (count) also its absence where the last message was acknowledged"`
 }
 

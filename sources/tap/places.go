@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/cbpump/cbpump/cluster"
@@ -182,11 +183,14 @@ func (p *manyNodes) fetch(ctx context.Context) (*cluster.Bucket, string, error) 
 	defer p.mu.Unlock()
 	b, err := p.client.Bucket(ctx, p.cfg.Bucket)
 	if err != nil && !p.cfg.SingleNode && (pump.IsRetryable(err) || pump.ClassOf(err) == pump.ClassUnreachable) {
+		// With TLS as before or without: credentials never go out in plain because
+		// a node died.
+		scheme, _, _ := strings.Cut(p.client.URL(), "://")
 		for _, host := range p.others {
 			if ctx.Err() != nil {
 				break
 			}
-			other, cerr := cluster.NewClient("http://"+host, p.restCfg)
+			other, cerr := cluster.NewClient(scheme+"://"+host, p.restCfg)
 			if cerr != nil || other.URL() == p.client.URL() {
 				continue
 			}

@@ -230,8 +230,8 @@ func (r *Reader) Sizes() (key, value int, err error) {
 	default:
 		return 0, 0, r.bad("val", "is a number")
 	}
-	if key = r.stmt.ColumnLen(atKey); key == 0 {
-		return 0, 0, r.bad("key", "is empty")
+	if key = r.stmt.ColumnLen(atKey); key == 0 || key > math.MaxUint16 {
+		return 0, 0, r.bad("key", fmt.Sprintf("has %d bytes", key))
 	}
 	return key, r.stmt.ColumnLen(atValue), nil
 }
@@ -337,6 +337,9 @@ func (r *Reader) number(col int, parse func([]byte) (uint64, error)) (uint64, er
 	}
 	return v, nil
 }
+
+// Misplaced is the error of a row that is in none of the file's slots.
+func (r *Reader) Misplaced() error { return r.bad("key", "is not where cbb_meta says") }
 
 func (r *Reader) bad(column, why string) error {
 	return fail(codeCorrupt, r.path, fmt.Errorf("row %d, column %s: %s", r.row, column, why), hintCorrupt)

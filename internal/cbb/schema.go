@@ -143,8 +143,8 @@ func quoteShort(p []byte) string {
 // Fits returns why a backup folder cannot hold an item, or nil.
 func Fits(it *pump.Item) error {
 	switch {
-	case len(it.Key) == 0:
-		return errNoKey
+	case len(it.Key) == 0 || len(it.Key) > math.MaxUint16:
+		return errKey
 	case it.Collection != nil && (it.Collection.Scope != "_default" || it.Collection.Name != "_default"):
 		return errCollection
 	case it.Seqno > math.MaxInt64:
@@ -162,7 +162,7 @@ func Fits(it *pump.Item) error {
 const maxRow = 1e9 - 4096
 
 var (
-	errNoKey      = &pump.Error{Code: "no-key", Err: fmt.Errorf("an item without a key")}
+	errKey        = &pump.Error{Code: "backup-key", Err: fmt.Errorf("a key has 1 to 65535 bytes")}
 	errCollection = &pump.Error{Code: "backup-collection", Err: fmt.Errorf("backup folders have no place for collections"),
 		Hint: "Write to a .jsonl file, which keeps them."}
 	errSeqno = &pump.Error{Code: "backup-seqno", Err: fmt.Errorf("a sequence number above 2^63 does not fit a backup file")}

@@ -1,0 +1,337 @@
+// Package backup is the source that reads backup folders, of our own and of the
+// Python tools: all versions of data files, both layouts, chains of full, diff
+// and accu parts. docs/backup.md says what is read and what is checked.
+package backup
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"math/bits"
+	"slices"
+
+	"github.com/cbpump/cbpump/internal/cbb"
+	"github.com/cbpump/cbpump/pump"
+)
+
+// Options of reading a backup folder. Their help texts are the documentation.
+type Options struct {
+	Run         string `opt:"run" default:"" help:"which run of a backup folder to read, by the name of its folder (2006-01-02T150405Z); empty is the newest"`
+	Streams     int    `opt:"streams" default:"2" help:"how many streams read a backup folder in parallel: 1, 2, 4, 8 or 16"`
+	FollowLinks bool   `opt:"follow-links" default:"false" help:"read through symbolic links that lead out of the backup folder"`
+	Gaps        bool   `opt:"gaps" default:"false" help:"read data files with rows missing between others, where somebody took them out by hand"`
+}
+
+// Source reads the backup of one bucket. It implements pump.Source, pump.Checker,
+// pump.Estimator and pump.Definer.
+type Source struct {
+	dir   string
+	env   pump.Env
+	o     Options
+	chain *cbb.Backup // nil until it was looked for
+	files []*cbb.DataFile
+}
+
+// New returns a source for a folder. Nothing is read before Check or Streams.
+func New(dir string, env pump.Env, o Options) (*Source, error) {
+	if o.Streams < 1 || o.Streams > cbb.Slots || bits.OnesCount(uint(o.Streams)) != 1 {
+		return nil, pump.Usagef("backup folder: streams is 1, 2, 4, 8 or %d", cbb.Slots)
+	}
+	return &Source{dir: dir, env: env, o: o}, nil
+}
+
+// find looks for the chain and at every data file of it from outside, so that
+// what is missing is found before anything moves.
+func (s *Source) find(ctx context.Context) error {
+	if s.chain != nil {
+		return nil
+	}
+	chain, err := cbb.Find(s.dir, cbb.FindOptions{Bucket: s.env.Bucket, Run: s.o.Run, FollowLinks: s.o.FollowLinks})
+	if err != nil {
+		return err
+	}
+	files := chain.Files()
+	for _, f := range files {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		if err := cbb.CheckFile(f.Path); err != nil {
+			return err
+		}
+	}
+	if s.env.Log != nil {
+		for _, note := range chain.Notes {
+			s.env.Log.Info(note, "backup", s.dir)
+		}
+		for _, left := range chain.Unfinished {
+			s.env.Log.Warn("a run that did not come to its end left this; it is not read", "folder", left)
+		}
+	}
+	s.chain, s.files = chain, files
+	return nil
+}
+
+// Check finds the chain and looks at every data file.
+func (s *Source) Check(ctx context.Context) error { return s.find(ctx) }
+
+// Streams returns the streams. Each reads all data files in order, and of them
+// the rows of its slots; so each key is in one stream, however the files were cut.
+func (s *Source) Streams(ctx context.Context) ([]pump.Stream, error) {
+	if err := s.find(ctx); err != nil {
+		return nil, err
+	}
+	out := make([]pump.Stream, s.o.Streams)
+	for i := range out {
+		st := &stream{src: s, index: i}
+		for slot := i; slot < cbb.Slots; slot += s.o.Streams {
+			st.mine |= 1 << slot
+		}
+		if s.env.VBuckets != nil {
+			st.only = s.env.VBuckets
+		}
+		out[i] = st
+	}
+	return out, nil
+}
+
+// Estimate returns the number of rows, and the size of the data files.
+func (s *Source) Estimate(ctx context.Context) (pump.Estimate, error) {
+	if err := s.find(ctx); err != nil {
+		return pump.Estimate{}, err
+	}
+	var e pump.Estimate
+	for _, f := range s.files {
+		if err := ctx.Err(); err != nil {
+			return pump.Estimate{}, err
+		}
+		r, err := cbb.OpenReader(f.Path)
+		if err != nil {
+			return pump.Estimate{}, err
+		}
+		last, err := r.Last()
+		if cerr := r.Close(); err == nil {
+			err = cerr
+		}
+		if err != nil {
+			return pump.Estimate{}, err
+		}
+		e.Items += uint64(max(0, last))
+		e.Bytes += uint64(f.Size)
+	}
+	return e, nil
+}
+
+// Definitions returns design documents and index definitions of the newest part.
+func (s *Source) Definitions(ctx context.Context) ([]pump.Definition, error) {
+	if err := s.find(ctx); err != nil {
+		return nil, err
+	}
+	return s.chain.Definitions()
+}
+
+// Close has nothing to release.
+func (s *Source) Close() error { return nil }
+
+// stream reads the rows of some slots.
+type stream struct {
+	src   *Source
+	index int
+	mine  uint32   // bit s: slot s is this stream's
+	only  []uint16 // sorted vbuckets to give; nil: all
+
+	at    int // index of the file that is read, or comes next
+	row   int64
+	r     *cbb.Reader
+	split bool // the file has rows of other streams too
+	state []byte
+	held  bool // the reader stands on a row that did not fit the last batch
+	key   []byte
+}
+
+// ID names the stream; it holds what decides which rows it gives.
+func (s *stream) ID() string {
+	return fmt.Sprintf("backup:bucket=%s:run=%s:stream=%d/%d", cbb.Quote(s.src.chain.Bucket), s.src.chain.Run, s.index, s.src.o.Streams)
+}
+
+// Open begins at the first file, or behind the row that the last mark names.
+func (s *stream) Open(_ context.Context, from []pump.Mark) error {
+	if err := s.Close(); err != nil {
+		return err
+	}
+	s.at, s.row = 0, 0
+	for _, m := range from {
+		if len(m.State) < 8 {
+			return s.badMark("is not one of this stream")
+		}
+		name, size := string(m.State[8:]), int64(binary.BigEndian.Uint64(m.State))
+		i := slices.IndexFunc(s.src.files, func(f *cbb.DataFile) bool { return f.Name == name })
+		if i < 0 {
+			return s.badMark(fmt.Sprintf("is in %s, which is not there any more", name))
+		}
+		if s.src.files[i].Size != size {
+			return s.badMark(fmt.Sprintf("is in %s, which is another file now", name))
+		}
+		s.at, s.row = i, int64(m.Seqno)
+	}
+	return nil
+}
+
+func (s *stream) badMark(why string) error {
+	return &pump.Error{Code: "backup-mark", Op: "go on with reading " + s.src.dir, Err: errors.New("the place where reading ended " + why),
+		Hint: "Start again from the beginning."}
+}
+
+// Close closes the file that is being read.
+func (s *stream) Close() error {
+	if s.r == nil {
+		return nil
+	}
+	r := s.r
+	s.r, s.held = nil, false
+	return r.Close()
+}
+
+// Read fills the batch's arena, across files, and sets a mark behind its last
+// row. The end is proven by the end of every file's table.
+func (s *stream) Read(ctx context.Context, b *pump.Batch) error {
+	for {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		if s.r == nil {
+			if s.at == len(s.src.files) {
+				s.mark(b, true)
+				return io.EOF
+			}
+			skip, err := s.open(ctx)
+			if err != nil {
+				return err
+			}
+			if skip {
+				s.at, s.row = s.at+1, 0
+				continue
+			}
+		}
+		full, err := s.fill(b)
+		if err != nil {
+			return err
+		}
+		if full {
+			s.mark(b, false)
+			return nil
+		}
+		if err := s.r.Unchanged(); err != nil {
+			return err
+		}
+		s.mark(b, false)
+		if err := s.Close(); err != nil {
+			return err
+		}
+		s.at, s.row = s.at+1, 0
+		if b.Len() > 0 {
+			return nil
+		}
+		b.Marks = b.Marks[:0]
+	}
+}
+
+// open opens the next file; skip says that it has nothing for this stream.
+func (s *stream) open(ctx context.Context) (skip bool, err error) {
+	f := s.src.files[s.at]
+	if err := f.Verify(ctx); err != nil {
+		return false, err
+	}
+	r, err := cbb.OpenReader(f.Path)
+	if err != nil {
+		return false, err
+	}
+	slots := r.Slots()
+	if slots != 0 && slots&s.mine == 0 {
+		return true, r.Close()
+	}
+	s.split = slots == 0 || slots&^s.mine != 0
+	if err := r.Begin(s.row, s.src.o.Gaps); err != nil {
+		_ = r.Close()
+		return false, err
+	}
+	s.r = r
+	s.state = binary.BigEndian.AppendUint64(s.state[:0], uint64(f.Size))
+	s.state = append(s.state, f.Name...)
+	return false, nil
+}
+
+// looksAt is how many rows are looked at before Read returns even if none is
+// for this stream, so that a cancelled run does not wait for the end of a file.
+const looksAt = 1 << 14
+
+// fill adds rows until the arena is full; false means that the file has ended.
+func (s *stream) fill(b *pump.Batch) (full bool, err error) {
+	for range looksAt {
+		if !s.held {
+			more, err := s.r.Next()
+			if err != nil || !more {
+				return false, err
+			}
+		}
+		s.held = false
+		keyLen, valueLen, err := s.r.Sizes()
+		if err != nil {
+			return false, err
+		}
+		if s.split {
+			if cap(s.key) < keyLen {
+				s.key = make([]byte, keyLen)
+			}
+			s.key = s.key[:keyLen]
+			s.r.Key(s.key)
+			if s.mine&(1<<cbb.Slot(s.key)) == 0 {
+				s.row = s.r.Row()
+				continue
+			}
+		}
+		if keyLen+valueLen > b.Free() && b.Len() > 0 {
+			s.held = true
+			return true, nil
+		}
+		if err := s.take(b, keyLen, valueLen); err != nil {
+			return false, err
+		}
+		s.row = s.r.Row()
+	}
+	return true, nil
+}
+
+// take adds the current row to the batch.
+func (s *stream) take(b *pump.Batch, keyLen, valueLen int) error {
+	mem := b.Alloc(keyLen + valueLen)
+	s.r.Key(mem[:keyLen])
+	if slots := s.r.Slots(); slots != 0 && slots&(1<<cbb.Slot(mem[:keyLen])) == 0 {
+		return s.r.Misplaced()
+	}
+	it := b.Append()
+	err := s.r.Item(it, mem, keyLen)
+	if err == nil && s.only != nil {
+		if _, wanted := slices.BinarySearch(s.only, it.VBucket); wanted {
+			return nil
+		}
+	} else if err == nil {
+		return nil
+	}
+	b.Items = b.Items[:len(b.Items)-1]
+	return err
+}
+
+// mark says how far the stream is: behind row s.row of the file that is open, or
+// behind the last row of the last file.
+func (s *stream) mark(b *pump.Batch, complete bool) {
+	m := pump.Mark{VBucket: pump.NoVBucket, Seqno: uint64(s.row), State: s.state, Complete: complete}
+	if complete {
+		last := s.src.files[len(s.src.files)-1]
+		m.Seqno = math.MaxInt64
+		m.State = append(binary.BigEndian.AppendUint64(s.state[:0], uint64(last.Size)), last.Name...)
+	}
+	b.Marks = append(b.Marks, m)
+}

@@ -86,7 +86,7 @@ type DcpMessage struct {
 	Seqno    uint64 // by_seqno; of a snapshot marker its start
 	SnapEnd  uint64 // end of a snapshot
 	Rev      uint64
-	Flags    uint32 // item flags; of a marker, a stream end or a system event its own
+	Flags    uint32 // item flags; of a marker its own; the status of a stream end, the id of a system event, a vbucket's state
 	Expiry   uint32 // absolute Unix seconds; of a deletion its delete time, 0 = not told
 	Version  uint8  // of a system event
 	Key      []byte // with the collection's id in front where collections were negotiated
@@ -94,11 +94,89 @@ type DcpMessage struct {
 	Meta     []byte
 }
 
+// The ids of system events (DcpMessage.Flags).
+const (
+	EventCreateCollection = 0
+	EventDropCollection   = 1
+	EventCreateScope      = 3
+	EventDropScope        = 4
+)
+
+// Reasons in a STREAM_END (DcpMessage.Flags).
+const (
+	StreamEndOK            = 0 // the end that was asked for; without collections also a dropped default collection
+	StreamEndClosed        = 1 // somebody closed the stream
+	StreamEndState         = 2 // the vbucket is not active any more: a rebalance or a failover
+	StreamEndDisconnected  = 3
+	StreamEndSlow          = 4 // the client read too slowly
+	StreamEndBackfill      = 5 // the server could not read from disk
+	StreamEndRollback      = 6
+	StreamEndNoCollections = 7 // all collections of the filter are gone
+)
+
+// SystemEvent is a change of the manifest of collections.
+type SystemEvent struct {
+	Event        uint32 // EventCreateCollection, …
+	Version      uint8
+	ManifestUID  uint64 // of the manifest that has the change
+	Scope        uint32
+	Collection   uint32
+	MaxTTL       uint32 // seconds, 0 = none or not told
+	Name         []byte // of what is created
+	IsCollection bool   // the event is about a collection, else about a scope
+}
+
+// ParseSystemEvent decodes a SYSTEM_EVENT that Parse has decoded. Events that are
+// not known are ErrMalformed. Name aliases the message.
+func (m *DcpMessage) ParseSystemEvent() (SystemEvent, error) {
+	e := SystemEvent{Event: m.Flags, Version: m.Version, Name: m.Key}
+	v := m.Value
+	need := 0
+	switch e.Event {
+	case EventCreateCollection, EventDropCollection:
+		e.IsCollection, need = true, 16
+		if e.Event == EventCreateCollection && e.Version == 1 {
+			need = 20
+		}
+	case EventCreateScope, EventDropScope:
+		need = 12
+	}
+	if m.Opcode != OpDcpSystemEvent || need == 0 || e.Version > 1 || len(v) != need {
+		return SystemEvent{}, fmt.Errorf("%w: system event %d, version %d, with %d bytes", ErrMalformed, m.Flags, m.Version, len(v))
+	}
+	e.ManifestUID, e.Scope = binary.BigEndian.Uint64(v), binary.BigEndian.Uint32(v[8:])
+	if e.IsCollection {
+		e.Collection = binary.BigEndian.Uint32(v[12:])
+	}
+	if need == 20 {
+		e.MaxTTL = binary.BigEndian.Uint32(v[16:])
+	}
+	return e, nil
+}
+
+// AppendValue appends the value of the event's message; its key is Name, and its
+// version must be 1 if there is a MaxTTL and 0 if not.
+func (e *SystemEvent) AppendValue(dst []byte) []byte {
+	dst = binary.BigEndian.AppendUint64(dst, e.ManifestUID)
+	dst = binary.BigEndian.AppendUint32(dst, e.Scope)
+	if e.Event == EventCreateCollection || e.Event == EventDropCollection {
+		dst = binary.BigEndian.AppendUint32(dst, e.Collection)
+	}
+	if e.Event == EventCreateCollection && e.Version == 1 {
+		dst = binary.BigEndian.AppendUint32(dst, e.MaxTTL)
+	}
+	return dst
+}
+
 // IsDcp reports that an opcode belongs to a DCP stream.
 func IsDcp(op Opcode) bool { return op >= OpDcpOpen && op <= OpDcpOSOSnapshot }
 
 // Parse decodes a message of a DCP stream by its opcode and the length of its
 // extras: servers of several versions send several forms. It allocates nothing.
+//
+// Messages that must be negotiated and never are (PREPARE, COMMIT, ABORT,
+// OSO_SNAPSHOT), and those that belong to no stream, are ErrMalformed: what is not
+// understood must not be passed over.
 func (m *DcpMessage) Parse(f *Frame) error {
 	x := f.Extras()
 	*m = DcpMessage{Opcode: f.Opcode, VBucket: f.VBucket, Opaque: f.Opaque, Datatype: f.Datatype, CAS: f.CAS, Key: f.Key(), Value: f.Value()}
@@ -156,6 +234,14 @@ func (m *DcpMessage) Parse(f *Frame) error {
 			return bad()
 		}
 		m.Seqno = binary.BigEndian.Uint64(x)
+	case OpDcpSetVBucketState:
+		if len(x) != 1 {
+			return bad()
+		}
+		m.Flags = uint32(x[0])
+	case OpDcpNoop:
+	default:
+		return fmt.Errorf("%w: %s in a stream, which was never asked for", ErrMalformed, OpcodeName(f.Opcode))
 	}
 	if nmeta > 0 {
 		if nmeta > len(m.Value) {
@@ -168,12 +254,14 @@ func (m *DcpMessage) Parse(f *Frame) error {
 }
 
 // Append appends a snapshot marker, mutation, deletion, expiration, system
-// event, stream end or seqno advanced as a producer sends it. Deletions carry a
-// delete time (21 bytes of extras) when deleteTimes says so.
+// event, stream end, seqno advanced or vbucket state as a producer sends it.
+// Deletions carry a delete time (21 bytes of extras, expirations 20) when
+// deleteTimes says so; that form has no room for Meta, which servers that know it
+// do not have any more. The nru byte is 0. It allocates nothing beyond dst.
 func (m *DcpMessage) Append(dst []byte, deleteTimes bool) []byte {
 	var b [HeaderLen + 31]byte
 	x := b[HeaderLen:]
-	ext := 0
+	ext, meta := 0, m.Meta
 	switch m.Opcode {
 	case OpDcpMutation:
 		ext = 31
@@ -187,10 +275,10 @@ func (m *DcpMessage) Append(dst []byte, deleteTimes bool) []byte {
 		binary.BigEndian.PutUint64(x[8:], m.Rev)
 		switch {
 		case m.Opcode == OpDcpExpiration && deleteTimes:
-			ext = 20
+			ext, meta = 20, nil
 			binary.BigEndian.PutUint32(x[16:], m.Expiry)
 		case deleteTimes:
-			ext = 21
+			ext, meta = 21, nil
 			binary.BigEndian.PutUint32(x[16:], m.Expiry)
 		default:
 			ext = 18
@@ -212,16 +300,19 @@ func (m *DcpMessage) Append(dst []byte, deleteTimes bool) []byte {
 	case OpDcpSeqnoAdvanced:
 		ext = 8
 		binary.BigEndian.PutUint64(x, m.Seqno)
+	case OpDcpSetVBucketState:
+		ext = 1
+		x[0] = byte(m.Flags)
 	}
 	h := Header{
 		Magic: MagicRequest, Opcode: m.Opcode, KeyLen: uint16(len(m.Key)), ExtLen: uint8(ext), Datatype: m.Datatype,
-		VBucket: m.VBucket, Opaque: m.Opaque, CAS: m.CAS, BodyLen: uint32(ext + len(m.Key) + len(m.Value) + len(m.Meta)),
+		VBucket: m.VBucket, Opaque: m.Opaque, CAS: m.CAS, BodyLen: uint32(ext + len(m.Key) + len(m.Value) + len(meta)),
 	}
 	h.put(b[:])
 	dst = append(dst, b[:HeaderLen+ext]...)
 	dst = append(dst, m.Key...)
 	dst = append(dst, m.Value...)
-	return append(dst, m.Meta...)
+	return append(dst, meta...)
 }
 
 // AppendDcpOpen appends DCP_OPEN.
@@ -295,6 +386,15 @@ func ParseFailoverLog(p []byte) ([]FailoverEntry, error) {
 	return log, nil
 }
 
+// ParseRollback decodes the value of a STREAM_REQ answered with StatusRollback: the
+// seqno to go back to.
+func ParseRollback(p []byte) (uint64, error) {
+	if len(p) != 8 {
+		return 0, fmt.Errorf("%w: a rollback of %d bytes", ErrMalformed, len(p))
+	}
+	return binary.BigEndian.Uint64(p), nil
+}
+
 // AppendFailoverLog is the inverse of ParseFailoverLog.
 func AppendFailoverLog(dst []byte, log []FailoverEntry) []byte {
 	for _, e := range log {
@@ -312,7 +412,11 @@ func ParseAllVBSeqnos(p []byte) (map[uint16]uint64, error) {
 	}
 	out := make(map[uint16]uint64, len(p)/10)
 	for ; len(p) > 0; p = p[10:] {
-		out[binary.BigEndian.Uint16(p)] = binary.BigEndian.Uint64(p[2:])
+		vb := binary.BigEndian.Uint16(p)
+		if _, twice := out[vb]; twice {
+			return nil, fmt.Errorf("%w: vbucket %d is listed twice", ErrMalformed, vb)
+		}
+		out[vb] = binary.BigEndian.Uint64(p[2:])
 	}
 	return out, nil
 }
@@ -339,6 +443,7 @@ func ParseHello(p []byte) ([]uint16, error) {
 }
 
 // SplitCollectionKey takes the collection's id (LEB128) from the front of a key.
+// As servers do it refuses an id that is written longer than it must be.
 func SplitCollectionKey(p []byte) (id uint32, key []byte, err error) {
 	var v uint64
 	for i, b := range p {
@@ -347,7 +452,7 @@ func SplitCollectionKey(p []byte) (id uint32, key []byte, err error) {
 		}
 		v |= uint64(b&0x7f) << (7 * i)
 		if b&0x80 == 0 {
-			if v > 1<<32-1 {
+			if v > 1<<32-1 || b == 0 && i > 0 {
 				break
 			}
 			return uint32(v), p[i+1:], nil

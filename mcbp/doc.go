@@ -1,5 +1,5 @@
 // Package mcbp is the memcached binary protocol as Couchbase servers speak it:
-// framing, TAP, and the *_WITH_META family. It has no sockets of its own.
+// framing, TAP, DCP, and the *_WITH_META family. It has no sockets of its own.
 //
 // Decoders alias the caller's buffer and encoders append to the caller's
 // buffer, so that a steady stream costs no allocation per item. Opcode and

@@ -67,8 +67,39 @@ const (
 	StatusTmpFail      = gomemcached.TMPFAIL
 )
 
-// opcodeNames names what gomemcached leaves unnamed.
+// opcodeNames names what gomemcached leaves unnamed, or calls UPR.
 var opcodeNames = map[Opcode]string{
+	OpDcpOpen:            "DCP_OPEN",
+	OpDcpAddStream:       "DCP_ADD_STREAM",
+	OpDcpCloseStream:     "DCP_CLOSE_STREAM",
+	OpDcpStreamReq:       "DCP_STREAM_REQ",
+	OpDcpFailoverLog:     "DCP_GET_FAILOVER_LOG",
+	OpDcpStreamEnd:       "DCP_STREAM_END",
+	OpDcpSnapshotMarker:  "DCP_SNAPSHOT_MARKER",
+	OpDcpMutation:        "DCP_MUTATION",
+	OpDcpDeletion:        "DCP_DELETION",
+	OpDcpExpiration:      "DCP_EXPIRATION",
+	OpDcpFlush:           "DCP_FLUSH",
+	OpDcpSetVBucketState: "DCP_SET_VBUCKET_STATE",
+	OpDcpNoop:            "DCP_NOOP",
+	OpDcpBufferAck:       "DCP_BUFFER_ACK",
+	OpDcpControl:         "DCP_CONTROL",
+	OpDcpSystemEvent:     "DCP_SYSTEM_EVENT",
+	OpDcpPrepare:         "DCP_PREPARE",
+	OpDcpSeqnoAck:        "DCP_SEQNO_ACKNOWLEDGED",
+	OpDcpCommit:          "DCP_COMMIT",
+	OpDcpAbort:           "DCP_ABORT",
+	OpDcpSeqnoAdvanced:   "DCP_SEQNO_ADVANCED",
+	OpDcpOSOSnapshot:     "DCP_OSO_SNAPSHOT",
+
+	OpGetErrorMap:      "GET_ERROR_MAP",
+	OpGetClusterConfig: "GET_CLUSTER_CONFIG",
+	OpSetManifest:      "SET_COLLECTIONS_MANIFEST",
+	OpGetManifest:      "GET_COLLECTIONS_MANIFEST",
+	OpGetCollectionID:  "GET_COLLECTION_ID",
+	OpGetScopeID:       "GET_SCOPE_ID",
+	OpGetAllVBSeqnos:   "GET_ALL_VB_SEQNOS",
+
 	OpGetVBucket:      "GET_VBUCKET",
 	OpDelVBucket:      "DEL_VBUCKET",
 	OpSetQWithMeta:    "SETQ_WITH_META",

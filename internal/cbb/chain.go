@@ -204,7 +204,7 @@ func (b *Backup) findParts(w *walker, dir string, parts []string, bucket string)
 			b.Notes = append(b.Notes, fmt.Sprintf("%s has nothing of bucket %q", part, b.Bucket))
 			continue
 		}
-		if len(b.Parts) == 0 && !strings.HasSuffix(part, "-"+string(Full)) {
+		if len(b.Parts) == 0 && !IsFull(part) {
 			return &pump.Error{Code: codeMissing, Op: "read " + dir, Err: fmt.Errorf("the chain begins with %s: its full part is missing", part),
 				Hint: "Put the full part back beside it. To read the changes alone, name the folder " + filepath.Join(dir, part) + "."}
 		}

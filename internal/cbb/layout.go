@@ -1,6 +1,7 @@
 package cbb
 
 import (
+	"encoding/json"
 	"net/url"
 	"regexp"
 	"slices"
@@ -112,4 +113,24 @@ func MetaJSON(pred []string) []byte {
 		b = strconv.AppendQuote(b, p) // the names of parts are plain ASCII
 	}
 	return append(b, "]}"...)
+}
+
+// IsFull reports whether the name of a part is that of a full backup.
+func IsFull(part string) bool { return strings.HasSuffix(part, "-"+string(Full)) }
+
+// About returns the rows of cbb_meta that describe where a data file comes from,
+// under the keys of the Python tools. Theirs copy the cluster's answers, and
+// source_map.json the user and password of the command line; ours hold names.
+func About(bucket, node string, began time.Time) []Entry {
+	name := func(s string) string { // a JSON string
+		b, _ := json.Marshal(s) // a string always has a JSON form
+		return string(b)
+	}
+	source := `{"name": ` + name(bucket) + `, "nodes": [{"hostname": ` + name(node) + `}]}`
+	return []Entry{
+		{"source_bucket.json", source},
+		{"source_node.json", `{"hostname": ` + name(node) + `}`},
+		{"source_map.json", `{"buckets": [` + source + `]}`},
+		{"start.datetime", began.UTC().Format("2006/01/02-15:04:05")},
+	}
 }

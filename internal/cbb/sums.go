@@ -81,3 +81,6 @@ func HashFile(ctx context.Context, path string) (sum [sha256.Size]byte, err erro
 		}
 	}
 }
+
+// Add adds the sum of a file with that text.
+func (s Sums) Add(name string, text []byte) { s[name] = sha256.Sum256(text) }

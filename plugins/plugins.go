@@ -12,9 +12,11 @@ import (
 	"errors"
 
 	"github.com/cbpump/cbpump/pump"
+	sinkfile "github.com/cbpump/cbpump/sinks/file"
 	"github.com/cbpump/cbpump/sinks/mc"
 	"github.com/cbpump/cbpump/sinks/null"
 	sinktap "github.com/cbpump/cbpump/sinks/tap"
+	sourcefile "github.com/cbpump/cbpump/sources/file"
 	"github.com/cbpump/cbpump/sources/gen"
 	sourcetap "github.com/cbpump/cbpump/sources/tap"
 )
@@ -26,10 +28,12 @@ func Transfer() (*pump.Registry, error) {
 	return r, errors.Join(
 		pump.RegisterSource(r, sourcetap.Plugin()),
 		pump.RegisterSource(r, gen.Plugin()),
+		pump.RegisterSource(r, sourcefile.Plugin()),
 		pump.RegisterSink(r, mc.Plugin()),
 		pump.RegisterSink(r, mc.CBPlugin()),
 		pump.RegisterSink(r, sinktap.Plugin()),
 		pump.RegisterSink(r, null.Plugin()),
+		pump.RegisterSink(r, sinkfile.Plugin()),
 	)
 }
 

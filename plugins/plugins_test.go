@@ -20,8 +20,8 @@ func TestBuiltIns(t *testing.T) {
 		name      string
 		got, want []string
 	}{
-		{"sources of cbtransfer", transfer.Schemes(pump.RoleSource), []string{"couchbase", "gen", "http", "tap"}},
-		{"sinks of cbtransfer", transfer.Schemes(pump.RoleSink), []string{"couchbase", "http", "memcached", "null", "tap"}},
+		{"sources of cbtransfer", transfer.Schemes(pump.RoleSource), []string{"couchbase", "file", "gen", "http", "tap"}},
+		{"sinks of cbtransfer", transfer.Schemes(pump.RoleSink), []string{"couchbase", "file", "http", "memcached", "null", "tap"}},
 		{"sources of cbrecovery", recovery.Schemes(pump.RoleSource), []string{"couchbase", "http"}},
 		{"sinks of cbrecovery", recovery.Schemes(pump.RoleSink), []string{"couchbase", "http"}},
 	} {

@@ -210,6 +210,12 @@ func (r *Registry) Resolve(role Role, spec string, env Env) (*Resolved, error) {
 			p = r.find(role, scheme)
 		}
 	}
+	if scheme == "file" && !path { // file:NAME means what the bare path means
+		name, _, _ := strings.Cut(rest, "?")
+		if by := r.byExtension(role, name); by != nil {
+			p = by
+		}
+	}
 	if p == nil {
 		names := r.Schemes(role)
 		if path {

@@ -119,6 +119,7 @@ func TestResolve(t *testing.T) {
 		{spec: "stdin:", scheme: "stdin", plugin: "stdin"},
 		{spec: "jsonl:/a/b@c.txt?limit=3", scheme: "jsonl", rest: "/a/b@c.txt", plugin: "jsonl", source: sourceOptions{Limit: 3}},
 		{spec: "file:///a/b@c", scheme: "file", rest: "///a/b@c", plugin: "file"},
+		{spec: "file:x/a.jsonl", scheme: "file", rest: "x/a.jsonl", plugin: "jsonl"},
 		{spec: "/data/backup", scheme: "file", rest: "/data/backup", plugin: "file"},
 		{spec: "backup", scheme: "file", rest: "backup", plugin: "file"},
 		{spec: "", scheme: "file", rest: "", plugin: "file"},

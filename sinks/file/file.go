@@ -1,0 +1,45 @@
+// Package file is the sink of paths: of a backup folder, where a spec has no
+// scheme (or file:) and no extension that another sink claims.
+package file
+
+import (
+	"context"
+	"errors"
+	"os"
+	"strings"
+
+	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/sinks/file/backup"
+)
+
+// Plugin returns the declaration of the sink for a registry.
+func Plugin() pump.SinkPlugin[backup.Options] {
+	return pump.SinkPlugin[backup.Options]{
+		Schemes: []string{"file"},
+		Summary: "writes a backup folder (DIR or file:DIR); a path with an extension such as .csv or .jsonl belongs to that format",
+		Doc: "The folder is made, or must be one that a backup was written into before: then what is written is added as a diff. " +
+			"The Python tools of 3.0 and 4.0 restore it. What has the name of a backup is complete and synced.",
+		New: New,
+	}
+}
+
+// New opens a backup folder for writing.
+func New(_ context.Context, t pump.Target, o backup.Options) (pump.Sink, error) {
+	path := t.Rest
+	if rest, ok := strings.CutPrefix(path, "//"); ok {
+		host, _, _ := strings.Cut(rest, "/")
+		if host != "" && host != "localhost" {
+			return nil, pump.Usagef("file://%s names another machine; a path is written file:PATH, or file:///PATH from the root", host)
+		}
+		path = strings.TrimPrefix(rest, host)
+	}
+	if path == "" {
+		return nil, pump.Usagef("the path is empty")
+	}
+	if info, err := os.Stat(path); err == nil && !info.IsDir() {
+		return nil, &pump.Error{Class: pump.ClassUsage, Code: "file-unknown", Op: "write " + path,
+			Err:  errors.New("is a file, and its extension is none that a sink claims"),
+			Hint: "Name a folder for a backup, or say what to write: jsonl:" + path + " or csv:" + path + "."}
+	}
+	return backup.New(path, t.Env, o)
+}

@@ -1,0 +1,93 @@
+// Package fileio is what the file formats share: files that get their name only
+// when they are complete (Output), compressed files (Input, by the ending of the
+// name), readers with a limit (Window), and the two halves of every format that
+// is one record after another: Source, which turns a Parser into a pump.Source
+// with positions and resumption, and Sink, which turns an Encoder into a pump.Sink.
+package fileio
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/cbpump/cbpump/pump"
+)
+
+// Stdio is the name that stands for standard input or output.
+const Stdio = "-"
+
+// Path returns the path in what follows a scheme: jsonl:FILE, jsonl://FILE and
+// jsonl:///FILE are all written.
+func Path(rest string) string {
+	if p, ok := strings.CutPrefix(rest, "//"); ok {
+		return p
+	}
+	return rest
+}
+
+// cause is a system error under a file error. It hides that access was denied,
+// which would make the exit code that of an endpoint (4): a file that cannot be
+// written is a failure (1).
+type cause struct{ err error }
+
+func (c cause) Error() string { return c.err.Error() }
+
+func (c cause) Is(target error) bool {
+	return target != os.ErrPermission && errors.Is(c.err, target)
+}
+
+// bare takes the operation and the path out of a system error: messages name
+// them already.
+func bare(err error) error {
+	var p *os.PathError
+	if errors.As(err, &p) {
+		return p.Err
+	}
+	var l *os.LinkError
+	if errors.As(err, &l) {
+		return l.Err
+	}
+	var s *os.SyscallError
+	if errors.As(err, &s) {
+		return s.Err
+	}
+	return err
+}
+
+// WriteError returns the error of a failed write: class failed, whatever the
+// cause. partial is the incomplete file or folder that is left, "" if none is.
+func WriteError(op, partial string, err error) error {
+	var known *pump.Error
+	if errors.As(err, &known) {
+		return err
+	}
+	e := &pump.Error{Code: "file-write", Op: op, Err: cause{bare(err)}}
+	switch {
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		e.Code, e.Hint = "disk-full", "Free some space and run the same command again."
+	case errors.Is(err, os.ErrPermission), errors.Is(err, syscall.EROFS):
+		e.Hint = "Make the folder writable, or write elsewhere."
+	case errors.Is(err, os.ErrNotExist):
+		e.Code, e.Hint = "folder-gone", "The folder is not there, or no longer. Make it and run the same command again."
+	default:
+		e.Hint = "Run the same command again once the file system takes files."
+	}
+	if partial != "" {
+		e.Hint += " What was written so far is incomplete and is in " + partial + "; it can be removed."
+	}
+	return e
+}
+
+// ReadError returns the error of a failed read or opening.
+func ReadError(op string, err error) error {
+	var known *pump.Error
+	if errors.As(err, &known) {
+		return err
+	}
+	e := &pump.Error{Code: "file-read", Op: op, Err: bare(err)}
+	if errors.Is(err, os.ErrNotExist) {
+		e.Class, e.Code = pump.ClassUsage, "no-file"
+	}
+	return e
+}

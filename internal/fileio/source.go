@@ -1,0 +1,299 @@
+package fileio
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"path/filepath"
+
+	"github.com/cbpump/cbpump/pump"
+)
+
+// MaxRecord is the default limit of one record: a document of 20 MiB, the most
+// that any server takes, in which every byte is written as \u0001.
+const MaxRecord = 128 << 20
+
+// Parser reads one format. It gets the bytes that are there and says how many
+// of them it took. One goroutine uses it.
+type Parser interface {
+	// Head reads what comes before the first record.
+	Head(p []byte, last bool) (n int, err error)
+	// Next reads one record into the batch. last says that nothing comes after p.
+	// ErrMore asks for more bytes than p; ErrFull for an emptier batch; io.EOF ends
+	// the input before its last byte. A *Fault is at a place in p. In all these
+	// cases nothing was added to the batch.
+	Next(p []byte, last bool, b *pump.Batch) (n int, err error)
+}
+
+// What a Parser asks for.
+var (
+	ErrMore = errors.New("more bytes are needed")
+	ErrFull = errors.New("the batch is full")
+)
+
+// Fault is an error at a byte of what a Parser was given.
+type Fault struct {
+	At   int
+	Err  error
+	Hint string
+}
+
+func (f *Fault) Error() string { return f.Err.Error() }
+
+func (f *Fault) Unwrap() error { return f.Err }
+
+// Faultf returns a Fault without a hint.
+func Faultf(at int, format string, args ...any) error {
+	return &Fault{At: at, Err: fmt.Errorf(format, args...)}
+}
+
+// Source is a file, or standard input, read by a Parser: one stream.
+type Source struct {
+	Format string // "jsonl": begins the stream's name and the error codes
+	Path   string // "-" is standard input
+	Limit  int    // most bytes of one record; 0 means MaxRecord
+	New    func() Parser
+
+	// OpenInput is Open; tests put in others.
+	OpenInput func(path string) (*Input, error)
+}
+
+// Streams implements pump.Source.
+func (s *Source) Streams(context.Context) ([]pump.Stream, error) {
+	name := s.Path
+	if name != Stdio {
+		abs, err := filepath.Abs(name)
+		if err != nil {
+			return nil, ReadError("read "+name, err)
+		}
+		name = abs
+	}
+	if s.Limit <= 0 {
+		s.Limit = MaxRecord
+	}
+	return []pump.Stream{&stream{src: s, id: s.Format + ":" + name}}, nil
+}
+
+// Close implements pump.Source.
+func (s *Source) Close() error { return nil }
+
+// Check opens the file and reads what comes before the first record. Of a pipe
+// nothing is read before its time.
+func (s *Source) Check(ctx context.Context) error {
+	in, err := s.open()
+	if err != nil {
+		return err
+	}
+	if in.stamp != (Stamp{}) {
+		st := &stream{src: s, in: in, w: NewWindow(in, 0, min(MaxRecord, 1<<20)), parser: s.New()}
+		err = st.head(ctx)
+	}
+	return errors.Join(err, in.Close())
+}
+
+func (s *Source) open() (*Input, error) {
+	if s.OpenInput != nil {
+		return s.OpenInput(s.Path)
+	}
+	return Open(s.Path)
+}
+
+type stream struct {
+	src    *Source
+	id     string
+	in     *Input
+	w      *Window
+	parser Parser
+	place  Place
+	ended  bool
+}
+
+func (s *stream) ID() string { return s.id }
+
+// Open goes on where the mark says.
+func (s *stream) Open(ctx context.Context, from []pump.Mark) (err error) {
+	if err := s.Close(); err != nil {
+		return err
+	}
+	if s.in, err = s.src.open(); err != nil {
+		return err
+	}
+	s.parser, s.place, s.ended = s.src.New(), Place{}, false
+	s.w = NewWindow(s.in, 0, s.src.Limit)
+	if err := s.head(ctx); err != nil {
+		return err
+	}
+	if len(from) == 0 {
+		return nil
+	}
+	to, _, err := PlaceOf(s.src.Path, from[len(from)-1], s.in.stamp)
+	if err != nil {
+		return err
+	}
+	return s.skip(ctx, to)
+}
+
+// skip goes on to a place behind the head.
+func (s *stream) skip(ctx context.Context, to Place) error {
+	switch read := s.w.At() + uint64(len(s.w.Bytes())); {
+	case to.At < s.w.At():
+		return s.in.shorter(int64(to.At)) // a mark within the head is none of ours
+	case to.At <= read:
+		s.w.Pass(int(to.At - s.w.At()))
+	case s.in.plain:
+		if err := s.in.SkipTo(ctx, int64(to.At)); err != nil {
+			return err
+		}
+		s.w = NewWindow(s.in, to.At, s.src.Limit)
+	default:
+		s.w.Pass(len(s.w.Bytes()))
+		for s.w.At() < to.At {
+			_, err := s.w.More(ctx)
+			if err == io.EOF {
+				return s.in.shorter(int64(to.At))
+			}
+			if err != nil {
+				return err
+			}
+			s.w.Pass(int(min(uint64(len(s.w.Bytes())), to.At-s.w.At())))
+		}
+	}
+	s.place = to
+	return nil
+}
+
+func (s *stream) head(ctx context.Context) error {
+	for {
+		n, err := s.parser.Head(s.w.Bytes(), s.w.Ended())
+		if err == nil {
+			s.pass(n)
+			return nil
+		}
+		if !errors.Is(err, ErrMore) {
+			return s.fault(err)
+		}
+		if err := s.more(ctx); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *stream) pass(n int) {
+	s.place.Line += uint64(bytes.Count(s.w.Bytes()[:n], newline))
+	s.w.Pass(n)
+	s.place.At = s.w.At()
+}
+
+var newline = []byte{'\n'}
+
+// more reads on until there is another line end, before which no record ends.
+// Large records must grow by a part of their size, so that parsing them from
+// their beginning again and again stays linear.
+func (s *stream) more(ctx context.Context) error {
+	before := len(s.w.Bytes())
+	for {
+		n, err := s.w.More(ctx)
+		have := s.w.Bytes()
+		switch {
+		case errors.Is(err, errTooLong):
+			return tooLong(s.op(0), s.w.limit)
+		case err == io.EOF:
+			return nil // the parser hears that there is no more
+		case err != nil:
+			return err
+		case s.w.Ended():
+			return nil
+		}
+		grown := len(have) - before
+		if bytes.IndexByte(have[len(have)-n:], '\n') >= 0 && (before < 1<<20 || grown > before/8) {
+			return nil
+		}
+	}
+}
+
+// Read gives what is there, and waits only while it has nothing to give.
+func (s *stream) Read(ctx context.Context, b *pump.Batch) error {
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	err := s.fill(ctx, b)
+	if len(b.Items) > 0 || err == io.EOF {
+		mark := s.place.Mark(s.in.stamp, nil)
+		mark.Complete = err == io.EOF
+		b.Marks = append(b.Marks, mark)
+	}
+	return err
+}
+
+func (s *stream) fill(ctx context.Context, b *pump.Batch) error {
+	for {
+		p := s.w.Bytes()
+		if len(p) == 0 && s.w.Ended() || s.ended {
+			return io.EOF
+		}
+		n, err := 0, ErrMore
+		if len(p) > 0 {
+			n, err = s.parser.Next(p, s.w.Ended(), b)
+		}
+		switch {
+		case err == nil:
+			s.pass(n)
+			if i := len(b.Items) - 1; i >= 0 && b.Items[i].Op == pump.Mutation {
+				s.place.Live++
+			}
+		case errors.Is(err, ErrFull):
+			return nil
+		case errors.Is(err, io.EOF):
+			s.pass(n)
+			s.ended = true
+			return io.EOF
+		case !errors.Is(err, ErrMore):
+			return s.fault(err)
+		case len(b.Items) > 0:
+			return nil
+		default:
+			if s.w.Ended() {
+				return s.fault(&Fault{At: len(p), Err: io.ErrUnexpectedEOF})
+			}
+			if err := s.more(ctx); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// op names a place of the window for messages: file:line:column, from 1. Columns
+// are bytes.
+func (s *stream) op(at int) string {
+	p := s.w.Bytes()
+	at = min(at, len(p))
+	line := s.place.Line + 1 + uint64(bytes.Count(p[:at], newline))
+	column := at - bytes.LastIndexByte(p[:at], '\n')
+	name := s.src.Path
+	if name == Stdio {
+		name = "standard input"
+	}
+	return fmt.Sprintf("read %s:%d:%d", name, line, column)
+}
+
+func (s *stream) fault(err error) error {
+	var f *Fault
+	if !errors.As(err, &f) {
+		return err
+	}
+	return &pump.Error{Code: s.src.Format + "-input", Op: s.op(f.At), Err: f.Err, Hint: f.Hint}
+}
+
+// Close lets go of the file. It is safe to call it twice.
+func (s *stream) Close() error {
+	if s.in == nil {
+		return nil
+	}
+	err := s.in.Close()
+	if err != nil {
+		err = ReadError("close "+s.src.Path, err)
+	}
+	return err
+}

@@ -44,6 +44,10 @@ func (m *meter) feed(s *pump.Snapshot) rates {
 	}
 	r := rates{percent: -1}
 	// Counters are read one by one, so an older one may be ahead for a moment.
+	// The last one may come right behind the one before: it counts from the start.
+	if finished := s.Streams > 0 && s.StreamsDone == s.Streams && s.Pending() == 0; finished && now.at-from.at < meterSpan/10 {
+		from = sample{}
+	}
 	if span := (now.at - from.at).Seconds(); span > 0 && now.items >= from.items && now.bytes >= from.bytes {
 		r.items = float64(now.items-from.items) / span
 		r.bytes = float64(now.bytes-from.bytes) / span

@@ -106,24 +106,21 @@ func (e *engine) run(ctx context.Context) (err error) {
 			err = fmt.Errorf("close the destination: %w", cerr)
 		}
 	}()
-	if err := Check(ctx, e.cfg.Source, e.cfg.Sink); err != nil {
-		return err
-	}
-	streams, err := e.cfg.Source.Streams(ctx)
-	if err != nil {
-		return err
-	}
-	if e.cfg.Progress != nil {
-		if est, ok := As[Estimator](e.cfg.Source); ok {
-			if e.estimate, err = est.Estimate(ctx); err != nil {
-				e.cfg.Log.Debug("the source gives no estimate", "reason", err)
-			}
-		}
-	}
-	lanes, err := e.cfg.Sink.Lanes(ctx, e.cfg.Threads)
-	if err != nil {
-		return err
-	}
+	laneCtx, stopLanes := context.WithCancelCause(ctx)
+	readCtx, stopRead := context.WithCancelCause(laneCtx)
+	e.stopLanes, e.stopRead = stopLanes, stopRead
+	defer stopLanes(nil)
+	defer stopRead(nil)
+	finished := make(chan struct{})
+	var helpers sync.WaitGroup
+	endHelpers := sync.OnceFunc(func() {
+		close(finished)
+		helpers.Wait()
+	})
+	defer endHelpers()
+	helpers.Go(func() { e.watchStop(finished) })
+
+	lanes, err := e.prepare(readCtx)
 	defer func() {
 		for _, l := range lanes {
 			if cerr := l.Close(); cerr != nil && err == nil {
@@ -131,25 +128,15 @@ func (e *engine) run(ctx context.Context) (err error) {
 			}
 		}
 	}()
-	if len(lanes) == 0 {
-		return &Error{Code: "no-lanes", Err: errors.New("the sink gave no lane to write to")}
+	if err != nil {
+		if readCtx.Err() != nil {
+			return e.outcome(ctx, laneCtx, readCtx)
+		}
+		return err
 	}
-	e.router, _ = As[Router](e.cfg.Sink)
-	e.layOut(streams, lanes)
-
-	laneCtx, stopLanes := context.WithCancelCause(ctx)
-	readCtx, stopRead := context.WithCancelCause(laneCtx)
-	e.stopLanes, e.stopRead = stopLanes, stopRead
-	defer stopLanes(nil)
-	defer stopRead(nil)
-
-	finished := make(chan struct{})
-	var helpers sync.WaitGroup
-	helpers.Go(func() { e.watchStop(finished) })
 	if e.cfg.Progress != nil {
 		helpers.Go(func() { e.showProgress(finished) })
 	}
-
 	var writing sync.WaitGroup
 	for _, l := range e.lanes {
 		writing.Go(func() {
@@ -163,14 +150,42 @@ func (e *engine) run(ctx context.Context) (err error) {
 		l.close()
 	}
 	writing.Wait()
-	close(finished)
-	helpers.Wait()
+	endHelpers()
 	if err := e.outcome(ctx, laneCtx, readCtx); err != nil {
 		return err
 	}
 	closing := lanes
 	lanes = nil
 	return e.finish(ctx, closing)
+}
+
+// prepare checks both ends and opens streams and lanes. The lanes that it
+// returns are to be closed whatever the error.
+func (e *engine) prepare(ctx context.Context) ([]Lane, error) {
+	if err := Check(ctx, e.cfg.Source, e.cfg.Sink); err != nil {
+		return nil, err
+	}
+	streams, err := e.cfg.Source.Streams(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if e.cfg.Progress != nil {
+		if est, ok := As[Estimator](e.cfg.Source); ok {
+			if e.estimate, err = est.Estimate(ctx); err != nil {
+				e.cfg.Log.Debug("the source gives no estimate", "reason", err)
+			}
+		}
+	}
+	lanes, err := e.cfg.Sink.Lanes(ctx, e.cfg.Threads)
+	if err != nil {
+		return lanes, err
+	}
+	if len(lanes) == 0 {
+		return nil, &Error{Code: "no-lanes", Err: errors.New("the sink gave no lane to write to")}
+	}
+	e.router, _ = As[Router](e.cfg.Sink)
+	e.layOut(streams, lanes)
+	return lanes, nil
 }
 
 // layOut sizes arenas and lanes so that the streams have at least two batches
@@ -306,7 +321,7 @@ func (e *engine) outcome(ctx, laneCtx, readCtx context.Context) error {
 		if !errors.Is(cause, errStopped) {
 			return cause
 		}
-		if e.allComplete() {
+		if len(e.streams) > 0 && e.allComplete() {
 			return nil // the signal came when everything had been read
 		}
 		if len(failed) > 0 {

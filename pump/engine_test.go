@@ -292,6 +292,23 @@ func TestCheckComesFirst(t *testing.T) {
 	}
 }
 
+// slow answers its check only when it is told to stop.
+type slow struct{ pumptest.MemSource }
+
+func (*slow) Check(ctx context.Context) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+func TestStopEndsACheck(t *testing.T) {
+	stop := make(chan struct{})
+	close(stop)
+	report, err := pump.Run(t.Context(), pump.Config{Source: &slow{}, Sink: &pumptest.MemSink{}, Settings: quick(), Stop: stop})
+	if pump.ClassOf(err) != pump.ClassInterrupted || report == nil {
+		t.Fatalf("error %v", err)
+	}
+}
+
 type closing struct {
 	pumptest.MemSink
 	err error

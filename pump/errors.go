@@ -33,6 +33,9 @@ type Error struct {
 	Err   error  // the cause, may be nil
 	Hint  string // what to do, a sentence, may be empty
 	Retry bool   // another try may succeed
+	// VBuckets holds, in an error about several vbuckets, what is the matter with
+	// each of them; see ErrorOf.
+	VBuckets map[uint16]error
 }
 
 func (e *Error) Error() string {
@@ -171,4 +174,27 @@ func ExitCode(err error, sig syscall.Signal) int {
 		return 128 + int(syscall.SIGINT)
 	}
 	return 1
+}
+
+// ErrorOf returns what err says of one vbucket: the entry of the first error in
+// its tree that has one for it, or nil.
+func ErrorOf(err error, vb uint16) error {
+	if e, ok := err.(*Error); ok {
+		if own := e.VBuckets[vb]; own != nil {
+			return own
+		}
+	}
+	switch u := err.(type) {
+	case interface{ Unwrap() error }:
+		if inner := u.Unwrap(); inner != nil {
+			return ErrorOf(inner, vb)
+		}
+	case interface{ Unwrap() []error }:
+		for _, inner := range u.Unwrap() {
+			if own := ErrorOf(inner, vb); own != nil {
+				return own
+			}
+		}
+	}
+	return nil
 }

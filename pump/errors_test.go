@@ -125,3 +125,20 @@ func TestRetryable(t *testing.T) {
 		t.Error("a plain error is retryable")
 	}
 }
+
+func TestErrorOf(t *testing.T) {
+	own, other := errors.New("short"), errors.New("moved")
+	err := fmt.Errorf("run: %w", errors.Join(
+		errors.New("elsewhere"),
+		pump.Retryable(&pump.Error{Op: "dump", Err: errors.New("cut"), VBuckets: map[uint16]error{0: own}}),
+		&pump.Error{Err: &pump.Error{VBuckets: map[uint16]error{7: other, 0: other}}},
+	))
+	for vb, want := range map[uint16]error{0: own, 7: other, 8: nil} {
+		if got := pump.ErrorOf(err, vb); got != want {
+			t.Errorf("vbucket %d: %v, want %v", vb, got, want)
+		}
+	}
+	if pump.ErrorOf(nil, 0) != nil {
+		t.Error("no error has none")
+	}
+}

@@ -126,12 +126,18 @@ func (r *Report) verdictError() error {
 			Hint: "This is a defect of the sink or of the pump. Nothing beyond the items counted as done is known to be at the destination."}
 	case r.Rejected > 0 && r.Skipped > 0:
 		return &Error{Class: ClassPartial, Code: "partial",
-			Err: fmt.Errorf("%d items were rejected by the destination and %d skipped", r.Rejected, r.Skipped)}
+			Err: fmt.Errorf("%s rejected by the destination and %s skipped", itemsWere(r.Rejected), itemsWere(r.Skipped))}
 	case r.Rejected > 0:
-		return &Error{Class: ClassPartial, Code: "rejected",
-			Err: fmt.Errorf("%d items were rejected by the destination", r.Rejected)}
+		return &Error{Class: ClassPartial, Code: "rejected", Err: fmt.Errorf("%s rejected by the destination", itemsWere(r.Rejected))}
 	case r.Skipped > 0:
-		return &Error{Class: ClassPartial, Code: "skipped", Err: fmt.Errorf("%d items were skipped", r.Skipped)}
+		return &Error{Class: ClassPartial, Code: "skipped", Err: fmt.Errorf("%s skipped", itemsWere(r.Skipped))}
 	}
 	return nil
+}
+
+func itemsWere(n uint64) string {
+	if n == 1 {
+		return "1 item was"
+	}
+	return fmt.Sprintf("%d items were", n)
 }

@@ -87,11 +87,11 @@ func TestParseVBucketsRefuses(t *testing.T) {
 
 func TestFormatVBuckets(t *testing.T) {
 	for want, list := range map[string][]uint16{
-		"":              nil,
-		"0":             {0},
-		"0-3,17":        {17, 0, 1, 2, 3},
-		"4-5":           {5, 4, 4},
-		"1,3,5":         {5, 3, 1},
+		"":       nil,
+		"0":      {0},
+		"0-3,17": {17, 0, 1, 2, 3},
+		"4-5":    {5, 4, 4},
+		"1,3,5":  {5, 3, 1},
 	} {
 		if got := pump.FormatVBuckets(list); got != want {
 			t.Errorf("%v: got %q, want %q", list, got, want)

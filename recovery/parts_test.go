@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -46,15 +45,9 @@ func TestOnly(t *testing.T) {
 	}
 }
 
-func TestParts(t *testing.T) {
-	a, b, c := errors.New("vbucket 1: a"), errors.New("vbucket 2: b"), errors.New("vbucket 12: c")
-	err := fmt.Errorf("given up: %w", &pump.Error{Code: "x", Err: errors.Join(a, fmt.Errorf("node: %w", errors.Join(b, c)))})
-	if got := parts(err); !slices.Equal(got, []error{a, b, c}) {
-		t.Errorf("parts: %v", got)
-	}
-	if got := parts(a); !slices.Equal(got, []error{a}) || parts(nil) != nil {
-		t.Errorf("parts: %v", got)
-	}
+func TestIncomplete(t *testing.T) {
+	a, c := errors.New("a"), errors.New("c")
+	err := fmt.Errorf("given up: %w", &pump.Error{Code: "x", Hint: "Wait.", Err: errors.New("cut"), VBuckets: map[uint16]error{1: a, 12: c}})
 	r := &run{}
 	report := &pump.Report{StreamReports: []pump.StreamReport{{ID: "1", Err: err}, {ID: "2"}}}
 	if got := r.incomplete(&Outcome{VBucket: 12}, report, err); !errors.Is(got, c) || errors.Is(got, a) {

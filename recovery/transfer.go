@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"sync"
 
 	"github.com/cbpump/cbpump/pump"
@@ -127,12 +126,9 @@ func only(vbs []uint16) func(*pump.Item) bool {
 // incomplete is why a vbucket's transfer did not come to its proven end.
 func (r *run) incomplete(o *Outcome, report *pump.Report, err error) error {
 	cause := err
-	names := regexp.MustCompile(fmt.Sprintf(`\bvbucket %d\b`, o.VBucket))
 	for _, s := range report.StreamReports {
-		for _, part := range parts(s.Err) {
-			if names.MatchString(part.Error()) {
-				cause = part
-			}
+		if own := pump.ErrorOf(s.Err, o.VBucket); own != nil {
+			cause = own
 		}
 	}
 	e := &pump.Error{Code: "incomplete", Op: fmt.Sprintf("transfer vbucket %d from %s to %s", o.VBucket, o.Source, o.Destination),
@@ -154,20 +150,3 @@ func (r *run) incomplete(o *Outcome, report *pump.Report, err error) error {
 // plain is an error's text without its class: that an item was refused is not
 // the vbucket's access being denied.
 func plain(err error) error { return errors.New(err.Error()) }
-
-// parts takes joined errors apart: one stream reads many vbuckets.
-func parts(err error) []error {
-	if err == nil {
-		return nil
-	}
-	for e := err; e != nil; e = errors.Unwrap(e) {
-		if joined, ok := e.(interface{ Unwrap() []error }); ok {
-			var out []error
-			for _, part := range joined.Unwrap() {
-				out = append(out, parts(part)...)
-			}
-			return out
-		}
-	}
-	return []error{err}
-}

@@ -67,13 +67,19 @@ func (d *dump) judge(v *vbDump, after map[uint16]cluster.VBInfo, byCount bool) (
 }
 
 // unproven is the error of vbuckets that have to be dumped again. It names the
-// first few with their counts.
-func (d *dump) unproven(whys []string, byCount bool) error {
+// first few with their counts, and holds the reason of each.
+func (d *dump) unproven(left []uint16, whys map[uint16]string, byCount bool) error {
 	const most = 4
-	e := &pump.Error{Code: codeIncomplete, Op: d.op, Retry: true,
-		Hint: "What came was passed on, but it is not known to be all. If the bucket is being written to, stop that; then run the same command again."}
-	list := strings.Join(whys[:min(most, len(whys))], "; ")
-	if n := len(whys) - most; n > 0 {
+	e := &pump.Error{Code: codeIncomplete, Op: d.op, Retry: true, VBuckets: make(map[uint16]error, len(left)),
+		Hint: "What was read is at the destination, but this is not known to be all. If the bucket is being written to, stop that; then run the same command again."}
+	var shown []string
+	for i, vb := range left {
+		if i < most {
+			shown = append(shown, fmt.Sprintf("vbucket %d: %s", vb, whys[vb]))
+		}
+	}
+	list := strings.Join(shown, "; ")
+	if n := len(left) - most; n > 0 {
 		list += fmt.Sprintf("; and %d more", n)
 	}
 	switch d.end {
@@ -92,7 +98,25 @@ func (d *dump) unproven(whys []string, byCount bool) error {
 	if e.Code == codeIncomplete && !byCount && strings.Contains(list, "end marker") {
 		e.Hint += " Where only the end marker is missing and the counts agree, end-proof=count accepts that."
 	}
+	for _, vb := range left {
+		e.VBuckets[vb] = &pump.Error{Code: e.Code, Op: d.ended(), Err: errors.New(whys[vb]), Hint: e.Hint}
+	}
 	return e
+}
+
+// ended says how the connection ended, for the reason of one vbucket.
+func (d *dump) ended() string {
+	switch d.end {
+	case endCut:
+		return d.cause.Error()
+	case endBroken:
+		return fmt.Sprintf("the connection broke (%v)", d.cause)
+	case endIdle:
+		return fmt.Sprintf("the node fell silent for %v", d.idle)
+	case endQuiet:
+		return "the node has nothing to send"
+	}
+	return "the node closed the connection"
 }
 
 // refused is the error of a connection that was closed before anything came.

@@ -117,16 +117,25 @@ func (s *stream) ending() error {
 	if len(s.blocked) == 0 {
 		return io.EOF // every vbucket is proven (invariant 4)
 	}
+	first, retry := s.errs[0], true
 	for _, err := range s.errs {
 		if !pump.IsRetryable(err) {
-			return err
+			first, retry = err, false
+			break
 		}
 	}
-	if len(s.errs) == 1 {
-		return s.errs[0]
+	e := &pump.Error{Class: pump.ClassOf(first), Code: pump.CodeOf(first), Hint: pump.HintOf(first), Err: first, Retry: retry,
+		VBuckets: make(map[uint16]error, len(s.blocked))}
+	if retry && len(s.errs) > 1 {
+		e.Err = errors.Join(s.errs...)
 	}
-	return &pump.Error{Class: pump.ClassOf(s.errs[0]), Code: pump.CodeOf(s.errs[0]), Hint: pump.HintOf(s.errs[0]),
-		Err: errors.Join(s.errs...), Retry: true}
+	for vb, err := range s.blocked {
+		if own := pump.ErrorOf(err, vb); own != nil {
+			err = own
+		}
+		e.VBuckets[vb] = err
+	}
+	return e
 }
 
 // block leaves vbuckets to the next Open.
@@ -272,20 +281,20 @@ func (s *stream) finish(ctx context.Context, b *pump.Batch) error {
 	}
 	byCount := s.src.cfg.Options.EndProof == endProofCount
 	var left []uint16
-	var whys []string
+	whys := map[uint16]string{}
 	for i := range d.vbs {
 		v := &d.vbs[i]
 		proven, why := d.judge(v, after, byCount)
 		if !proven {
 			left = append(left, v.vb)
-			whys = append(whys, fmt.Sprintf("vbucket %d: %s", v.vb, why))
+			whys[v.vb] = why
 			continue
 		}
 		s.prove(v.vb)
 		b.Marks = append(b.Marks, pump.Mark{VBucket: v.vb, Complete: true, Items: v.live})
 	}
 	if len(left) > 0 {
-		s.block(d.unproven(whys, byCount), left...)
+		s.block(d.unproven(left, whys, byCount), left...)
 	}
 	s.src.cfg.Log.Debug("a dump has ended", "node", d.addr, "complete", len(d.vbs)-len(left), "unproven", len(left))
 	return nil

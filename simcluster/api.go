@@ -13,7 +13,7 @@ import (
 type Config struct {
 	Nodes    int    // default 2
 	VBuckets int    // per bucket, default 64; 1 to 1024
-	Version  string // "2.5.1" (default), "3.0.3" or "4.0": which server's quirks are played
+	Version  string // whose quirks are played: "2.5.1" (default), "3.0.3", "4.0", "4.6", "6.0.4", "6.6.5", "7.0.5", "7.6"
 
 	Username, Password string // REST administrator; default "Administrator", "password"
 
@@ -42,6 +42,21 @@ type Config struct {
 	TapNoop        time.Duration // a NOOP on an idle dump after this time, default 200 s
 	TapBackoff     time.Duration // pause after a 0x85 or 0x86 acknowledgement, default 5 s
 
+	// Users are the accounts of clusters from 5.0 on, beside Username and a user for
+	// each bucket that has a password.
+	Users []User
+
+	// DCPFromDisk makes every stream begin with a backfill from disk.
+	DCPFromDisk bool
+	// CheckpointOpen is how long after a write a stream of the default collection
+	// only (a client without collections, 7.0 and later) ends although its end lies
+	// beyond that collection's last seqno; later it never ends. Default 5 s,
+	// negative: never.
+	CheckpointOpen time.Duration
+	// WarmUp makes nodes answer as long as they load their data: an empty list of
+	// seqnos, and 0x86 to reads and writes.
+	WarmUp bool
+
 	Log hclog.Logger // nil = silent
 }
 
@@ -51,6 +66,8 @@ type BucketConfig struct {
 	Password string // SASL password of user Name
 	Type     string // "" or "membase"; "memcached" has no vbucket map
 	Replicas int    // 0 to 3 copies beside the active one
+
+	ConflictResolution string // "" or "seqno"; "lww" from 4.6 on
 }
 
 // Doc is one document, or one tombstone, as a vbucket holds it.

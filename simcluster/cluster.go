@@ -6,9 +6,9 @@ import (
 	"hash/crc32"
 	"net"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -28,13 +28,15 @@ var (
 
 // Cluster is a running cluster. Its methods may be called from any goroutine.
 type Cluster struct {
-	cfg     Config
-	family  int    // 2, 3 or 4: whose quirks
-	version string // "2.5.1-1083-rel-enterprise"
-	uuid    string
-	cas     casClock
-	log     hclog.Logger
-	wg      sync.WaitGroup // every goroutine of every node
+	cfg      Config
+	rel      release
+	family   int    // major version: whose quirks
+	version  string // "2.5.1-1083-rel-enterprise"
+	uuid     string
+	cas      casClock
+	log      hclog.Logger
+	accounts map[string]*account // from 5.0 on
+	wg       sync.WaitGroup      // every goroutine of every node
 
 	mu       sync.Mutex
 	closed   bool
@@ -54,6 +56,14 @@ type Bucket struct {
 	cfg  BucketConfig
 	uuid string
 	vbs  []*vbucket
+
+	collMu   sync.Mutex // of changes of the manifest
+	manifest atomic.Pointer[Manifest]
+	lastID   uint32 // guarded by collMu
+
+	heldAny atomic.Int32 // number of keys in held: 0 costs the hot path nothing
+	heldMu  sync.Mutex
+	held    map[collKey]int
 
 	// nodes are the nodes that serve the bucket, in the order of the server list.
 	// Guarded by the cluster's lock.
@@ -77,16 +87,19 @@ func Start(cfg Config) (*Cluster, error) {
 	if err := cfg.fill(); err != nil {
 		return nil, err
 	}
-	family, release, err := parseVersion(cfg.Version)
+	rel, version, err := parseVersion(cfg.Version)
 	if err != nil {
 		return nil, err
 	}
 	c := &Cluster{
-		cfg: cfg, family: family, version: release, log: cfg.Log,
-		cas:      casClock{family: family, start: time.Now()},
+		cfg: cfg, rel: rel, family: rel.major(), version: version, log: cfg.Log,
+		cas:      casClock{family: rel.major(), start: time.Now()},
 		changed:  make(chan struct{}),
 		replaced: make(map[*Node]*Node),
 		buckets:  make(map[string]*Bucket),
+	}
+	if err := c.makeAccounts(); err != nil {
+		return nil, err
 	}
 	c.uuid = fmt.Sprintf("%032x", c.cas.next())
 	for range cfg.Nodes {
@@ -171,21 +184,6 @@ func (cfg *Config) fill() error {
 	return nil
 }
 
-// parseVersion finds whose quirks to play and the full version string.
-func parseVersion(v string) (family int, release string, err error) {
-	releases := map[int]string{2: "2.5.1-1083-rel-enterprise", 3: "3.0.3-1716-rel-enterprise", 4: "4.0.0-4051-enterprise"}
-	major, _, _ := strings.Cut(v, ".")
-	family, err = strconv.Atoi(major)
-	if err != nil || releases[family] == "" {
-		return 0, "", fmt.Errorf("simcluster: version %q is not played; 2.5.1, 3.0.3 and 4.0 are", v)
-	}
-	switch v {
-	case "2.5.1", "3.0.3", "4.0", "4.0.0":
-		return family, releases[family], nil
-	}
-	return family, v, nil
-}
-
 // shortVersion is the version without build number and edition.
 func (c *Cluster) shortVersion() string {
 	v, _, _ := strings.Cut(c.version, "-")
@@ -249,6 +247,8 @@ func (c *Cluster) createBucket(bc BucketConfig) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	b := &Bucket{c: c, cfg: bc, uuid: fmt.Sprintf("%032x", c.cas.next()), terse: make(map[*Node]terseCache)}
+	first := firstManifest()
+	b.manifest.Store(&first)
 	n := c.cfg.VBuckets
 	if b.memcached() {
 		n = 1
@@ -288,6 +288,10 @@ func (c *Cluster) createBucket(bc BucketConfig) {
 				state = mcbp.VBActive
 			}
 			nb.setState(m, uint16(vb), state)
+			if i > 0 { // replicas share the history of the active copy
+				from := &m.chain[0].copies[vb]
+				nb.copies[vb].flog, nb.copies[vb].uuid, nb.copies[vb].ready = slices.Clone(from.flog), from.uuid, true
+			}
 		}
 	}
 	c.buckets[bc.Name] = b

@@ -19,6 +19,8 @@ const (
 	rolePlain = iota
 	roleProducer
 	roleConsumer
+	roleDCPProducer
+	roleDCPConsumer
 )
 
 // flushAt is how many bytes of answers are gathered before a write, while more
@@ -37,6 +39,16 @@ type conn struct {
 	datatype  bool // HELLO granted datatypes
 	challenge []byte
 
+	features uint64 // granted by HELLO from 5.0 on, one bit each
+	user     *account
+	scram    *scram
+	dcp      *dcpProducer
+	consumer *dcpConsumer
+	producer atomic.Pointer[dcpProducer] // dcp, for others
+	dcpKey   dcpName
+	wmu      sync.Mutex // held while writing
+	workers  sync.WaitGroup
+
 	tap  atomic.Bool // a dump runs on it
 	once sync.Once
 	done chan struct{}
@@ -45,7 +57,7 @@ type conn struct {
 func newConn(n *Node, nc net.Conn) *conn {
 	c := &conn{n: n, nc: nc, r: mcbp.NewReader(nc), done: make(chan struct{})}
 	// Who does not log in is in the default bucket, if there is one.
-	if nb := n.bucket("default"); nb != nil {
+	if nb := n.bucket("default"); nb != nil && !n.c.rel.hasUsers() {
 		c.bucket.Store(nb)
 	}
 	return c
@@ -62,12 +74,20 @@ func (c *conn) flush() error {
 	if len(c.out) == 0 {
 		return nil
 	}
+	c.wmu.Lock()
 	_, err := c.nc.Write(c.out)
+	c.wmu.Unlock()
 	c.out = c.out[:0]
 	return err
 }
 
+// serve answers requests until the connection ends, and closes it.
 func (c *conn) serve() {
+	defer func() {
+		c.close()
+		c.workers.Wait()
+		c.n.freeName(c)
+	}()
 	for {
 		f, err := c.r.Decode()
 		if errors.Is(err, mcbp.ErrNeedMore) {
@@ -94,6 +114,13 @@ func (c *conn) serve() {
 // request serves one packet; false closes the connection.
 func (c *conn) request(f *mcbp.Frame) bool {
 	if f.Magic == mcbp.MagicResponse {
+		switch c.role {
+		case roleDCPProducer:
+			c.dcp.answered(f)
+			return true
+		case roleDCPConsumer:
+			return c.consumer.answered(f)
+		}
 		// Only a TAP producer expects answers, and it reads them itself.
 		return c.role == roleConsumer
 	}
@@ -133,9 +160,29 @@ func (c *conn) stall() {
 }
 
 func (c *conn) reply(f *mcbp.Frame, status mcbp.Status, cas uint64, extras, key, value []byte) {
-	c.out = mcbp.AppendFrame(c.out, mcbp.Header{
-		Magic: mcbp.MagicResponse, Opcode: f.Opcode, VBucket: uint16(status), Opaque: f.Opaque, CAS: cas,
-	}, extras, key, value)
+	c.answer(mcbp.Header{Magic: mcbp.MagicResponse, Opcode: f.Opcode, VBucket: uint16(status), Opaque: f.Opaque, CAS: cas}, extras, key, value)
+}
+
+// replyTyped is reply with a datatype and a value only.
+func (c *conn) replyTyped(f *mcbp.Frame, status mcbp.Status, datatype uint8, value []byte) {
+	if c.n.c.rel.hasUsers() && !c.datatype {
+		datatype = 0 // the client did not negotiate JSON
+	}
+	c.answer(mcbp.Header{Magic: mcbp.MagicResponse, Opcode: f.Opcode, VBucket: uint16(status), Opaque: f.Opaque, Datatype: datatype}, nil, nil, value)
+}
+
+// answer appends a response. With tracing it carries the time that the server
+// took, in a form of its own.
+func (c *conn) answer(h mcbp.Header, extras, key, value []byte) {
+	start := len(c.out)
+	c.out = mcbp.AppendFrame(c.out, h, extras, key, value)
+	if !c.has(featTracing) {
+		return
+	}
+	c.out = slices.Insert(c.out, start+mcbp.HeaderLen, 2, 0, 1)
+	b := c.out[start:]
+	b[0], b[2], b[3] = 0x18, 3, byte(len(key))
+	binary.BigEndian.PutUint32(b[8:], binary.BigEndian.Uint32(b[8:])+3)
 }
 
 // fail answers a refusal with the body that servers give it.
@@ -143,9 +190,15 @@ func (c *conn) fail(f *mcbp.Frame, status mcbp.Status) {
 	var body []byte
 	switch status {
 	case mcbp.StatusNotFound:
-		body = []byte("Not found")
+		if c.n.c.rel < rel50 {
+			body = []byte("Not found")
+		}
 	case mcbp.StatusNotMyVBucket:
 		body = c.kvMap()
+		if len(body) > 0 && c.n.c.rel >= rel65 {
+			c.replyTyped(f, status, uint8(mcbp.DatatypeJSON), body)
+			return
+		}
 	}
 	c.reply(f, status, 0, nil, nil, body)
 }
@@ -165,7 +218,9 @@ const (
 	opGetKQ               = mcbp.Opcode(0x0d)
 	opReplaceQ            = mcbp.Opcode(0x13)
 	opQuitQ               = mcbp.Opcode(0x17)
-	opDCPOpen             = mcbp.Opcode(0x50)
+	opObserve             = mcbp.Opcode(0x92)
+	opGetRandom           = mcbp.Opcode(0xb6)
+	opDCPOpen             = mcbp.OpDcpOpen
 	opGetConfig           = mcbp.Opcode(0xb5)
 	featDatatype   uint16 = 1
 	featTCPNoDelay uint16 = 3
@@ -173,12 +228,24 @@ const (
 
 // dispatch serves one request; false closes the connection.
 func (c *conn) dispatch(f *mcbp.Frame) bool {
-	if f.Datatype != 0 && !c.datatype {
+	rel := c.n.c.rel
+	if rel.hasUsers() {
+		if !c.datatypeAllowed(f.Datatype) {
+			c.refuse(f, mcbp.StatusInvalid, "")
+			return rel >= rel65
+		}
+	} else if f.Datatype != 0 && !c.datatype {
 		c.reply(f, mcbp.StatusInvalid, 0, nil, nil, nil)
 		return false
 	}
-	if mcbp.IsTap(f.Opcode) {
-		return c.tapPush(f)
+	if f.Opcode == mcbp.OpTapConnect || mcbp.IsTap(f.Opcode) {
+		if !rel.hasTap() {
+			c.reply(f, mcbp.StatusNotSupported, 0, nil, nil, nil)
+			return rel < rel65 || rel >= rel70 // 6.6 closes
+		}
+		if f.Opcode != mcbp.OpTapConnect {
+			return c.tapPush(f)
+		}
 	}
 	if c.role == roleConsumer && abortsAfterPush(f.Opcode) {
 		c.abort("a request that does not mix with TAP pushes", f)
@@ -200,13 +267,38 @@ func (c *conn) dispatch(f *mcbp.Frame) bool {
 		c.hello(f)
 		return true
 	case mcbp.OpSASLList:
-		c.reply(f, mcbp.StatusOK, 0, nil, nil, []byte("CRAM-MD5 PLAIN"))
+		mechs := "CRAM-MD5 PLAIN"
+		if rel.hasUsers() {
+			mechs = "SCRAM-SHA512 SCRAM-SHA256 SCRAM-SHA1 PLAIN"
+		}
+		c.reply(f, mcbp.StatusOK, 0, nil, nil, []byte(mechs))
 		return true
 	case mcbp.OpSASLAuth, mcbp.OpSASLStep:
+		if rel.hasUsers() {
+			return c.authModern(f)
+		}
 		c.sasl(f)
 		return true
+	case mcbp.OpSelectBucket:
+		if rel.hasUsers() {
+			return c.selectBucket(f)
+		}
+	case mcbp.OpGetErrorMap:
+		if rel.hasUsers() {
+			c.errorMap(f)
+			return true
+		}
 	}
 	nb := c.bucket.Load()
+	if rel.hasUsers() {
+		if f.Opcode == opGetConfig && c.user != nil && (nb == nil || nb.gone.Load()) && rel >= rel65 {
+			c.globalConfig(f)
+			return true
+		}
+		if ok, more := c.allowed(nb, f); !ok {
+			return more
+		}
+	}
 	if nb == nil || nb.gone.Load() {
 		// Without a bucket there is no engine to ask: old servers hang up.
 		return false
@@ -228,6 +320,25 @@ func (c *conn) dispatch(f *mcbp.Frame) bool {
 	if nb.b.memcached() {
 		c.reply(f, mcbp.StatusUnknown, 0, nil, nil, nil)
 		return true
+	}
+	if rel.hasDCP() {
+		switch f.Opcode {
+		case mcbp.OpGetAllVBSeqnos:
+			c.allVBSeqnos(nb, f)
+			return true
+		case mcbp.OpDcpOpen, mcbp.OpDcpAddStream, mcbp.OpDcpCloseStream, mcbp.OpDcpStreamReq, mcbp.OpDcpFailoverLog,
+			mcbp.OpDcpStreamEnd, mcbp.OpDcpSnapshotMarker, mcbp.OpDcpMutation, mcbp.OpDcpDeletion, mcbp.OpDcpExpiration,
+			mcbp.OpDcpFlush, mcbp.OpDcpSetVBucketState, mcbp.OpDcpNoop, mcbp.OpDcpBufferAck, mcbp.OpDcpControl,
+			mcbp.OpDcpSystemEvent, mcbp.OpDcpSeqnoAdvanced:
+			return c.dcpRequest(nb, f)
+		}
+	}
+	if rel.hasCollections() {
+		switch f.Opcode {
+		case mcbp.OpGetManifest, mcbp.OpSetManifest, mcbp.OpGetCollectionID, mcbp.OpGetScopeID:
+			c.collectionRequest(nb, f)
+			return true
+		}
 	}
 	switch f.Opcode {
 	case mcbp.OpGetReplica:
@@ -265,6 +376,10 @@ func (c *conn) abort(why string, f *mcbp.Frame) {
 }
 
 func (c *conn) hello(f *mcbp.Frame) {
+	if c.n.c.rel.hasUsers() {
+		c.helloModern(f)
+		return
+	}
 	if c.n.c.family < 3 {
 		c.reply(f, mcbp.StatusUnknown, 0, nil, nil, nil)
 		return
@@ -315,7 +430,11 @@ const (
 
 // enter locks a request's vbucket and lets it in if the copy is active, or if
 // forced and it is replica or pending. A pending one parks the connection.
-func (c *conn) enter(nb *nodeBucket, f *mcbp.Frame, forced bool) (*vbucket, verdict) {
+func (c *conn) enter(nb *nodeBucket, f *mcbp.Frame, forced bool, coll uint32) (*vbucket, verdict) {
+	if c.n.c.cfg.WarmUp {
+		c.fail(f, mcbp.StatusTmpFail)
+		return nil, refused
+	}
 	if int(f.VBucket) >= len(nb.copies) {
 		c.fail(f, mcbp.StatusNotMyVBucket)
 		return nil, refused
@@ -325,6 +444,12 @@ func (c *conn) enter(nb *nodeBucket, f *mcbp.Frame, forced bool) (*vbucket, verd
 		m.mu.Lock()
 		switch s := nb.copies[f.VBucket].state; {
 		case s == mcbp.VBActive, forced && (s == mcbp.VBReplica || s == mcbp.VBPending):
+			if v := &nb.copies[f.VBucket]; !v.knows(coll) {
+				uid := v.manifestUID()
+				m.mu.Unlock()
+				c.unknownCollection(f, uid)
+				return nil, refused
+			}
 			return m, serveIt
 		case s == mcbp.VBPending:
 			if !c.park(m) {
@@ -340,16 +465,28 @@ func (c *conn) enter(nb *nodeBucket, f *mcbp.Frame, forced bool) (*vbucket, verd
 
 func badKey(key []byte) bool { return len(key) == 0 || len(key) > maxKeyLen }
 
-func (c *conn) get(nb *nodeBucket, f *mcbp.Frame) bool {
-	if f.ExtLen != 0 || badKey(f.Key()) {
+const featMutationSeqno = 4
+
+// plainRequest checks the extras and the key of a request; ok is false when it
+// was answered.
+func (c *conn) plainRequest(f *mcbp.Frame, extras uint8) (coll uint32, key []byte, ok bool) {
+	if f.ExtLen != extras || c.n.c.rel < rel65 && badKey(f.Key()) {
 		c.reply(f, mcbp.StatusInvalid, 0, nil, nil, nil)
+		return 0, nil, false
+	}
+	return c.key(f)
+}
+
+func (c *conn) get(nb *nodeBucket, f *mcbp.Frame) bool {
+	coll, key, ok := c.plainRequest(f, 0)
+	if !ok {
 		return true
 	}
-	m, v := c.enter(nb, f, false)
+	m, v := c.enter(nb, f, false, coll)
 	if v != serveIt {
 		return v == refused
 	}
-	it := nb.lookup(m, f.VBucket, f.Key())
+	it := nb.lookup(m, f.VBucket, coll, key)
 	m.mu.Unlock()
 	if it == nil {
 		if f.Opcode != mcbp.OpGetQ && f.Opcode != opGetKQ {
@@ -357,7 +494,7 @@ func (c *conn) get(nb *nodeBucket, f *mcbp.Frame) bool {
 		}
 		return true
 	}
-	var key []byte
+	key = nil
 	if f.Opcode == opGetK || f.Opcode == opGetKQ {
 		key = f.Key()
 	}
@@ -367,12 +504,15 @@ func (c *conn) get(nb *nodeBucket, f *mcbp.Frame) bool {
 
 func (c *conn) replyItem(f *mcbp.Frame, it *item, key []byte) {
 	h := mcbp.Header{Magic: mcbp.MagicResponse, Opcode: f.Opcode, Opaque: f.Opaque, CAS: it.cas}
-	if c.datatype {
+	value := it.value
+	if c.n.c.rel.hasUsers() {
+		value, h.Datatype = c.readable(it)
+	} else if c.datatype {
 		h.Datatype = it.datatype
 	}
 	var flags [4]byte
 	binary.BigEndian.PutUint32(flags[:], it.flags)
-	c.out = mcbp.AppendFrame(c.out, h, flags[:], key, it.value)
+	c.answer(h, flags[:], key, value)
 }
 
 func (c *conn) getReplica(nb *nodeBucket, f *mcbp.Frame) {
@@ -380,16 +520,25 @@ func (c *conn) getReplica(nb *nodeBucket, f *mcbp.Frame) {
 		c.fail(f, mcbp.StatusNotMyVBucket)
 		return
 	}
+	coll, key, ok := c.plainRequest(f, 0)
+	if !ok {
+		return
+	}
 	m := nb.b.vbs[f.VBucket]
 	m.mu.Lock()
 	state := nb.copies[f.VBucket].state
-	it := nb.lookup(m, f.VBucket, f.Key())
+	known, uid := nb.copies[f.VBucket].knows(coll), nb.copies[f.VBucket].manifestUID()
+	it := nb.lookup(m, f.VBucket, coll, key)
 	m.mu.Unlock()
 	switch {
+	case state == mcbp.VBReplica && !known:
+		c.unknownCollection(f, uid)
 	case state != mcbp.VBReplica:
 		c.fail(f, mcbp.StatusNotMyVBucket)
 	case it == nil:
 		c.fail(f, mcbp.StatusNotFound)
+	case c.n.c.rel >= rel65 && !c.has(mcbp.FeatureCollections):
+		c.replyItem(f, it, append([]byte{0}, key...)) // the id shows all the same
 	default:
 		c.replyItem(f, it, f.Key())
 	}
@@ -416,8 +565,8 @@ func (c *conn) datatypeOf(f *mcbp.Frame, value []byte) uint8 {
 }
 
 func (c *conn) store(nb *nodeBucket, f *mcbp.Frame) bool {
-	if f.ExtLen != 8 || badKey(f.Key()) {
-		c.reply(f, mcbp.StatusInvalid, 0, nil, nil, nil)
+	coll, key, ok := c.plainRequest(f, 8)
+	if !ok {
 		return true
 	}
 	if len(f.Value()) > maxItem {
@@ -426,20 +575,30 @@ func (c *conn) store(nb *nodeBucket, f *mcbp.Frame) bool {
 	}
 	x := f.Extras()
 	it := &item{
-		key: string(f.Key()), value: bytesOf(f.Value()), datatype: c.datatypeOf(f, f.Value()),
+		key: string(key), coll: coll, value: bytesOf(f.Value()), datatype: c.datatypeOf(f, f.Value()),
 		flags: binary.BigEndian.Uint32(x), expiry: absoluteExpiry(binary.BigEndian.Uint32(x[4:])),
 	}
-	m, v := c.enter(nb, f, false)
+	if c.n.c.rel.hasUsers() {
+		var more bool
+		if it.datatype, ok, more = c.checkValue(f, it.value, false); !ok {
+			return more
+		}
+	}
+	m, v := c.enter(nb, f, false, coll)
 	if v != serveIt {
 		return v == refused
 	}
 	// An expired item counts as absent here, but only reads and deletions reap it.
-	newest := nb.copies[f.VBucket].get(f.Key())
+	newest := nb.copies[f.VBucket].find(coll, key)
+	it.expiry = nb.copies[f.VBucket].limitTTL(coll, it.expiry)
 	old := newest
 	if old != nil && (old.deleted || old.expired(time.Now().Unix())) {
 		old = nil
 	}
 	status := mcbp.StatusOK
+	if nb.b.inProgress(coll, key) {
+		status = mcbp.StatusSyncInProgress
+	}
 	switch f.Opcode {
 	case mcbp.OpAdd, mcbp.OpAddQ:
 		if old != nil {
@@ -458,8 +617,9 @@ func (c *conn) store(nb *nodeBucket, f *mcbp.Frame) bool {
 		it.rev = nb.copies[f.VBucket].nextRev(newest)
 		nb.write(m, f.VBucket, it)
 	}
+	uuid, seqno := nb.copies[f.VBucket].uuid, it.seqno
 	m.mu.Unlock()
-	c.written(f, status, it.cas)
+	c.written(f, status, it.cas, uuid, seqno)
 	return true
 }
 
@@ -474,39 +634,50 @@ func casCheck(old *item, cas uint64) mcbp.Status {
 }
 
 // written answers a write: quiet requests hear of failures only.
-func (c *conn) written(f *mcbp.Frame, status mcbp.Status, cas uint64) {
+// From 5.0 on they tell where in the history the write is, if asked to.
+func (c *conn) written(f *mcbp.Frame, status mcbp.Status, cas, uuid, seqno uint64) {
 	if status != mcbp.StatusOK {
 		c.fail(f, status)
 		return
 	}
 	c.n.faults.writes.Add(1)
-	if !quiet(f.Opcode) {
-		c.reply(f, status, cas, nil, nil, nil)
+	if quiet(f.Opcode) {
+		return
 	}
+	if c.has(featMutationSeqno) {
+		x := binary.BigEndian.AppendUint64(nil, uuid)
+		c.reply(f, status, cas, binary.BigEndian.AppendUint64(x, seqno), nil, nil)
+		return
+	}
+	c.reply(f, status, cas, nil, nil, nil)
 }
 
 func (c *conn) delete(nb *nodeBucket, f *mcbp.Frame) bool {
-	if f.ExtLen != 0 || badKey(f.Key()) {
-		c.reply(f, mcbp.StatusInvalid, 0, nil, nil, nil)
+	coll, key, ok := c.plainRequest(f, 0)
+	if !ok {
 		return true
 	}
-	m, v := c.enter(nb, f, false)
+	m, v := c.enter(nb, f, false, coll)
 	if v != serveIt {
 		return v == refused
 	}
-	old := nb.lookup(m, f.VBucket, f.Key())
+	old := nb.lookup(m, f.VBucket, coll, key)
 	status := mcbp.StatusOK
-	if old == nil {
+	if nb.b.inProgress(coll, key) {
+		status = mcbp.StatusSyncInProgress
+	} else if old == nil {
 		status = mcbp.StatusNotFound
 	} else if f.CAS != 0 {
 		status = casCheck(old, f.CAS)
 	}
-	var cas uint64
+	var cas, seqno uint64
 	if status == mcbp.StatusOK {
-		cas = nb.tombstone(m, f.VBucket, old).cas
+		tomb := nb.tombstone(m, f.VBucket, old)
+		cas, seqno = tomb.cas, tomb.seqno
 	}
+	uuid := nb.copies[f.VBucket].uuid
 	m.mu.Unlock()
-	c.written(f, status, cas)
+	c.written(f, status, cas, uuid, seqno)
 	return true
 }
 

@@ -22,10 +22,11 @@ type Node struct {
 
 	membership memberLabel // guarded by the cluster's lock
 
-	mu      sync.Mutex
-	dead    bool
-	conns   map[*conn]struct{}
-	buckets map[string]*nodeBucket
+	mu       sync.Mutex
+	dead     bool
+	conns    map[*conn]struct{}
+	dcpNames map[dcpName]*conn
+	buckets  map[string]*nodeBucket
 
 	faults faults
 }

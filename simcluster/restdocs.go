@@ -170,14 +170,10 @@ func (b *Bucket) capabilities() []string {
 
 func (n *Node) doc(self *Node) nodeDoc {
 	c := n.c
-	compat := c.family << 16
-	if c.family == 2 {
-		compat += 5
-	}
 	d := nodeDoc{
 		ClusterMembership: n.membership, Status: "healthy", OTPNode: n.OTP(), ThisNode: n == self,
 		Hostname:             hostPort(c.hostName(), portOf(n.rest)),
-		ClusterCompatibility: compat, Version: c.version, OS: "x86_64-unknown-linux-gnu",
+		ClusterCompatibility: c.rel.compatibility(), Version: c.version, OS: "x86_64-unknown-linux-gnu",
 		Ports: map[string]int{"direct": portOf(n.kv), "proxy": 0},
 	}
 	if n.Dead() {

@@ -2,7 +2,9 @@ package simcluster
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +32,9 @@ type item struct {
 	at        int64 // when it was written, Unix nanoseconds
 	datatype  uint8
 	deleted   bool
+	byExpiry  bool // a tombstone of an item whose time was over
+	coll      uint32
+	event     *systemEvent // a change of the collections; such an item has no key
 }
 
 func (it *item) expired(now int64) bool {
@@ -49,12 +54,24 @@ func (it *item) doc() Doc {
 // vcopy is one node's copy of a vbucket. The vbucket's lock guards it.
 type vcopy struct {
 	state mcbp.VBState
-	uuid  uint64
-	index map[string]int32 // place in log
-	log   []*item          // in order of writing; nil where a newer version came
+	uuid  uint64               // of the newest branch
+	flog  []mcbp.FailoverEntry // branches of its history, newest first
+	ready bool                 // was active, or got a snapshot: a checkpoint is open
+	life  int                  // grows with each change of state, which ends streams
+	watch []*wakeup            // streams that wait for the next item
+	colls *collections         // what the copy knows of scopes and collections; nil = the default collection
+	index map[string]int32     // place in log, of the default collection's keys
+	named map[collKey]int32    // the same of all other collections
+	log   []*item              // in order of writing; nil where a newer version came
 	holes int
 	high  uint64 // highest seqno
-	live  int
+	// defHigh is the highest seqno of the default collection, lastWrite the time of
+	// the last write in Unix nanoseconds.
+	defHigh   uint64
+	lastWrite int64
+	// unordered: StoreAt was given seqnos that do not grow.
+	unordered bool
+	live      int
 	// maxDeletedRev is where the revisions of new keys go on from, so that a key
 	// that was purged and comes again never has a lower one.
 	maxDeletedRev             uint64
@@ -63,15 +80,66 @@ type vcopy struct {
 	creates, updates, deletes uint64
 }
 
-// reset empties the copy and keeps its state and uuid.
-func (v *vcopy) reset() { *v = vcopy{state: v.state, uuid: v.uuid} }
+// collKey is a key in a named collection.
+type collKey struct {
+	coll uint32
+	key  string
+}
 
-func (v *vcopy) get(key []byte) *item {
+// reset empties the copy and keeps its state and history.
+func (v *vcopy) reset() {
+	*v = vcopy{state: v.state, uuid: v.uuid, flog: v.flog, watch: v.watch}
+	v.wake()
+}
+
+// wake tells the streams of the copy that there is something new.
+func (v *vcopy) wake() {
+	for _, w := range v.watch {
+		w.wake()
+	}
+}
+
+// get returns the newest version of a key of the default collection.
+func (v *vcopy) get(key []byte) *item { return v.find(0, key) }
+
+// find returns the newest version of a key of a collection.
+func (v *vcopy) find(coll uint32, key []byte) *item {
 	i, ok := v.index[string(key)]
+	if coll != 0 {
+		i, ok = v.named[collKey{coll, string(key)}]
+	}
 	if !ok {
 		return nil
 	}
 	return v.log[i]
+}
+
+func (v *vcopy) place(it *item) (int32, bool) {
+	if it.event != nil {
+		return 0, false
+	}
+	if it.coll != 0 {
+		i, ok := v.named[collKey{it.coll, it.key}]
+		return i, ok
+	}
+	i, ok := v.index[it.key]
+	return i, ok
+}
+
+func (v *vcopy) setPlace(it *item, i int) {
+	switch {
+	case it.event != nil:
+	case it.coll != 0:
+		if v.named == nil {
+			v.named = make(map[collKey]int32)
+		}
+		v.named[collKey{it.coll, it.key}] = int32(i)
+	default:
+		if v.index == nil {
+			v.index = make(map[string]int32)
+		}
+		v.index[it.key] = int32(i)
+	}
 }
 
 // put makes it the newest version of its key. A seqno of 0 gets the next one.
@@ -79,11 +147,19 @@ func (v *vcopy) put(it *item) {
 	if it.seqno == 0 {
 		it.seqno = v.high + 1
 	}
+	v.unordered = v.unordered || it.seqno <= v.high
 	v.high = max(v.high, it.seqno)
-	if v.index == nil {
-		v.index = make(map[string]int32)
+	v.lastWrite = it.at
+	switch {
+	case it.event != nil:
+	case it.coll == 0:
+		v.defHigh = max(v.defHigh, it.seqno)
+	default:
+		if st := v.colls.known[it.coll]; st != nil {
+			st.high = max(st.high, it.seqno)
+		}
 	}
-	if i, ok := v.index[it.key]; ok {
+	if i, ok := v.place(it); ok {
 		if !v.log[i].deleted {
 			v.live--
 			v.updates++
@@ -91,13 +167,15 @@ func (v *vcopy) put(it *item) {
 		}
 		v.log[i] = nil
 		v.holes++
-	} else if !it.deleted {
+	} else if !it.deleted && it.event == nil {
 		v.creates++
 	}
-	if it.deleted {
+	switch {
+	case it.event != nil:
+	case it.deleted:
 		v.deletes++
 		v.maxDeletedRev = max(v.maxDeletedRev, it.rev)
-	} else {
+	default:
 		v.live++
 		v.memory += it.size()
 	}
@@ -105,15 +183,16 @@ func (v *vcopy) put(it *item) {
 	if v.holes > 64 && v.holes > len(v.log)/2 {
 		v.compact()
 	}
-	v.index[it.key] = int32(len(v.log))
+	v.setPlace(it, len(v.log))
 	v.log = append(v.log, it)
+	v.wake()
 }
 
 func (v *vcopy) compact() {
 	kept := make([]*item, 0, len(v.log)-v.holes+64)
 	for _, it := range v.log {
 		if it != nil {
-			v.index[it.key] = int32(len(kept))
+			v.setPlace(it, len(kept))
 			kept = append(kept, it)
 		}
 	}
@@ -124,11 +203,50 @@ func (v *vcopy) compact() {
 func (v *vcopy) snapshot() []*item {
 	all := make([]*item, 0, len(v.log)-v.holes)
 	for _, it := range v.log {
-		if it != nil {
+		if it != nil && it.event == nil {
 			all = append(all, it)
 		}
 	}
 	return all
+}
+
+// since appends to all what came after a seqno, system events included, in order
+// of seqno, up to one that is beyond end.
+func (v *vcopy) since(all []*item, seqno, end uint64) []*item {
+	from := 0
+	if !v.unordered {
+		from = v.after(seqno)
+	}
+	for _, it := range v.log[from:] {
+		if it != nil && it.seqno > seqno && it.seqno <= end {
+			all = append(all, it)
+		}
+	}
+	if v.unordered {
+		slices.SortFunc(all, func(a, b *item) int { return cmp.Compare(a.seqno, b.seqno) })
+	}
+	return all
+}
+
+// after is the place in the log where what is after seqno begins, or earlier.
+func (v *vcopy) after(seqno uint64) int {
+	lo, hi := 0, len(v.log)
+	for lo < hi {
+		mid := (lo + hi) / 2
+		at := mid
+		for at < hi && v.log[at] == nil {
+			at++
+		}
+		switch {
+		case at == hi:
+			hi = mid
+		case v.log[at].seqno <= seqno:
+			lo = at + 1
+		default:
+			hi = mid
+		}
+	}
+	return lo
 }
 
 // nextRev is the revision of the next version of a key whose newest one is old.
@@ -165,13 +283,30 @@ type nodeBucket struct {
 // setState changes the state of a copy and wakes parked requests. The lock is held.
 func (nb *nodeBucket) setState(m *vbucket, vb uint16, s mcbp.VBState) {
 	v := &nb.copies[vb]
-	if s == mcbp.VBAbsent {
-		*v = vcopy{}
-	} else if v.state == mcbp.VBAbsent {
-		v.uuid = nb.b.c.cas.next()&0xffffffffffff | 1
+	switch {
+	case s == mcbp.VBAbsent:
+		*v = vcopy{watch: v.watch, life: v.life}
+	case v.state == mcbp.VBAbsent:
+		nb.branch(v)
+	case s == mcbp.VBActive && v.state != mcbp.VBActive:
+		nb.branch(v) // whoever becomes active begins a branch of its own
+	}
+	v.ready = v.ready || s == mcbp.VBActive
+	if v.state != s {
+		v.life++
 	}
 	v.state = s
+	if s == mcbp.VBActive && nb.b.c.rel.hasCollections() && !nb.b.memcached() {
+		nb.learn(m, vb)
+	}
+	v.wake()
 	m.stateChanged()
+}
+
+// branch begins a new branch of a copy's history at its high seqno.
+func (nb *nodeBucket) branch(v *vcopy) {
+	v.uuid = nb.b.c.cas.next()&0xffffffffffff | 1
+	v.flog = append([]mcbp.FailoverEntry{{UUID: v.uuid, Seqno: v.high}}, v.flog...)
 }
 
 // write stores it in the node's copy and, if that is the published active copy,
@@ -184,6 +319,7 @@ func (nb *nodeBucket) write(m *vbucket, vb uint16, it *item) {
 	}
 	for _, r := range m.chain[1:] {
 		if r != nil && r != nb && r.copies[vb].state == mcbp.VBReplica {
+			r.copies[vb].ready = true
 			r.copies[vb].put(it)
 		}
 	}
@@ -191,7 +327,7 @@ func (nb *nodeBucket) write(m *vbucket, vb uint16, it *item) {
 
 // tombstone writes a deletion made by the server itself. The lock is held.
 func (nb *nodeBucket) tombstone(m *vbucket, vb uint16, old *item) *item {
-	it := &item{key: old.key, cas: nb.b.c.cas.next(), rev: old.rev + 1, deleted: true}
+	it := &item{key: old.key, coll: old.coll, cas: nb.b.c.cas.next(), rev: old.rev + 1, deleted: true}
 	nb.b.c.stampDeletion(it)
 	nb.write(m, vb, it)
 	return it
@@ -199,14 +335,14 @@ func (nb *nodeBucket) tombstone(m *vbucket, vb uint16, old *item) *item {
 
 // lookup finds a live item and reaps it if its time is over, as any access does.
 // The lock is held.
-func (nb *nodeBucket) lookup(m *vbucket, vb uint16, key []byte) *item {
-	it := nb.copies[vb].get(key)
+func (nb *nodeBucket) lookup(m *vbucket, vb uint16, coll uint32, key []byte) *item {
+	it := nb.copies[vb].find(coll, key)
 	if it == nil || it.deleted {
 		return nil
 	}
 	if it.expired(time.Now().Unix()) {
 		if nb.copies[vb].state == mcbp.VBActive {
-			nb.tombstone(m, vb, it)
+			nb.tombstone(m, vb, it).byExpiry = true
 		}
 		return nil
 	}

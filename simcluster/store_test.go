@@ -194,7 +194,7 @@ func TestEverythingAtOnce(t *testing.T) {
 
 func TestWrongConfigurations(t *testing.T) {
 	for _, cfg := range []Config{
-		{Version: "1.8"}, {Version: "5.0"}, {Version: "x"}, {Nodes: -1}, {VBuckets: 1025}, {Host: "0.0.0.0"}, {Host: "nosuch"},
+		{Version: "1.8"}, {Version: "9.0"}, {Version: "x"}, {Nodes: -1}, {VBuckets: 1025}, {Host: "0.0.0.0"}, {Host: "nosuch"},
 		{Recovery: true, WithoutRecoveryAPI: true},
 		{Buckets: []BucketConfig{{Name: ""}}}, {Buckets: []BucketConfig{{Name: "a"}, {Name: "a"}}},
 		{Buckets: []BucketConfig{{Name: "a", Type: "ephemeral"}}}, {Buckets: []BucketConfig{{Name: "a", Replicas: 4}}},

@@ -297,7 +297,7 @@ func (p *producer) reap(vb uint16, it *item) {
 	defer m.mu.Unlock()
 	if v := &p.nb.copies[vb]; v.state == mcbp.VBActive {
 		if i, ok := v.index[it.key]; ok && v.log[i] == it {
-			p.nb.tombstone(m, vb, it)
+			p.nb.tombstone(m, vb, it).byExpiry = true
 		}
 	}
 }

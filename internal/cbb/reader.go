@@ -1,6 +1,7 @@
 package cbb
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -118,6 +119,29 @@ func (r *Reader) prepare() error {
 		}
 	}
 	return nil
+}
+
+// checkStructure has SQLite look over all pages of a file.
+func checkStructure(ctx context.Context, path string) error {
+	r, err := OpenReader(path)
+	if err != nil {
+		return err
+	}
+	r.conn.SetInterrupt(ctx.Done())
+	said := ""
+	err = run(r.conn, "PRAGMA quick_check(1)", func(s *sqlite.Stmt) { said = s.ColumnText(0) })
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	} else if err != nil {
+		err = r.failed(err)
+	} else if said != "ok" {
+		said = strings.TrimPrefix(said, "*** in database main ***\n")
+		err = fail(codeCorrupt, path, fmt.Errorf("damaged: %s", strings.ReplaceAll(said, "\n", "; ")), hintCorrupt)
+	}
+	if cerr := r.Close(); err == nil {
+		err = cerr
+	}
+	return err
 }
 
 // checkTable makes sure that a table is a plain table with just these columns:
@@ -364,9 +388,6 @@ func (r *Reader) failed(err error) error {
 	where := "before the first row"
 	if r.row > 0 {
 		where = fmt.Sprintf("behind row %d", r.row)
-	}
-	if _, known := errors.AsType[*pump.Error](err); known {
-		return err
 	}
 	switch code := sqlite.ErrCode(err).ToPrimary(); code {
 	case sqlite.ResultBusy, sqlite.ResultLocked:

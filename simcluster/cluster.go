@@ -48,6 +48,10 @@ type Cluster struct {
 	buckets  map[string]*Bucket
 	names    []string // of buckets, in order
 	journal  []Request
+
+	recovery       *recoveryRun
+	recoveryFaults []*armedRecovery
+	rebalancing    bool
 }
 
 // Bucket is one bucket of a cluster.

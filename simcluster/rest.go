@@ -2,6 +2,8 @@ package simcluster
 
 import (
 	"bytes"
+	"cmp"
+	"errors"
 	"io"
 	"mime"
 	"net"
@@ -25,6 +27,7 @@ type request struct {
 	// admin and bucket say who asks: the administrator, or a bucket by its own password.
 	admin  bool
 	bucket string
+	user   *account // from 5.0 on
 }
 
 // restHandler serves the REST port of one node.
@@ -162,6 +165,15 @@ func (q *request) login() bool {
 	if !ok {
 		return true
 	}
+	if q.n.c.rel.hasUsers() {
+		a := q.n.c.account(user)
+		if a == nil || a.password != password {
+			q.unauthorized()
+			return false
+		}
+		q.user, q.admin = a, a.admin
+		return true
+	}
 	cfg := &q.n.c.cfg
 	if user == cfg.Username && password == cfg.Password {
 		q.admin = true
@@ -203,6 +215,11 @@ func (q *request) serve() {
 		q.failOver()
 	case "/controller/addNode":
 		q.addNode()
+	case "/controller/rebalance":
+		if q.post() {
+			q.n.c.Rebalance()
+			q.w.WriteHeader(http.StatusOK)
+		}
 	default:
 		q.notFound()
 	}
@@ -214,11 +231,28 @@ func (n *Node) isMember() bool {
 	return n.membership != memberNone
 }
 
-func (q *request) adminOnly() bool {
-	if !q.admin {
+func (q *request) adminOnly() bool { return q.permitted("cluster.admin!all") }
+
+// permitted lets administrators in. Who is known and may not gets 403 with the
+// permission that is needed, from 5.0 on.
+func (q *request) permitted(permission string) bool {
+	switch {
+	case q.admin:
+		return true
+	case q.user != nil:
+		q.json(http.StatusForbidden, struct {
+			Message     string   `json:"message"`
+			Permissions []string `json:"permissions"`
+		}{"Forbidden. User needs the following permissions", []string{permission}})
+	default:
 		q.unauthorized()
 	}
-	return q.admin
+	return false
+}
+
+// reads lets those in who may read the cluster's documents.
+func (q *request) reads() bool {
+	return q.bucket != "" || q.user != nil || q.adminOnly()
 }
 
 // only answers other methods than the one given.
@@ -259,23 +293,27 @@ func (q *request) pool(path []string) {
 	c := q.n.c
 	switch {
 	case path[0] == "" && len(path) == 1:
-		if (q.bucket != "" || q.adminOnly()) && q.only(http.MethodGet) {
+		if q.reads() && q.only(http.MethodGet) {
 			q.json(http.StatusOK, c.poolDoc(q.n))
 		}
 	case path[0] == "buckets" && len(path) == 1:
-		if q.adminOnly() && q.only(http.MethodGet) {
-			q.json(http.StatusOK, c.bucketsDoc(q.n))
+		if (q.user != nil || q.adminOnly()) && q.only(http.MethodGet) {
+			q.json(http.StatusOK, c.bucketsDoc(q.n, q.user))
 		}
 	case path[0] == "nodeServices" && len(path) == 1 && c.family >= 3:
-		if (q.bucket != "" || q.adminOnly()) && q.only(http.MethodGet) {
+		if q.reads() && q.only(http.MethodGet) {
 			q.json(http.StatusOK, c.nodeServices(q.n))
 		}
 	case path[0] == "tasks" && len(path) == 1:
-		if q.adminOnly() && q.only(http.MethodGet) {
-			q.json(http.StatusOK, []map[string]string{{"type": "rebalance", "status": "notRunning"}})
+		if (q.user != nil || q.adminOnly()) && q.only(http.MethodGet) {
+			q.json(http.StatusOK, c.tasksDoc())
 		}
 	case len(path) >= 2 && slices.Contains([]string{"buckets", "b", "bucketsStreaming", "bs"}, path[0]):
-		if q.bucket != path[1] && !q.adminOnly() {
+		if q.user != nil && !q.user.mayEnter(path[1]) {
+			q.permitted("cluster.bucket[" + path[1] + "].settings!read")
+			return
+		}
+		if q.user == nil && q.bucket != path[1] && !q.adminOnly() {
 			return
 		}
 		b := c.Bucket(path[1])
@@ -291,6 +329,9 @@ func (q *request) pool(path []string) {
 	}
 }
 
+// proposal are the recovery proposal's endpoints of a bucket.
+var proposal = []string{"vbucketsMissing", "replaceNode", "changeVbucketStates", "updateVbucketMap"}
+
 func (q *request) bucketPath(b *Bucket, kind string, rest []string) {
 	full := func() []byte {
 		b.c.mu.Lock()
@@ -299,10 +340,12 @@ func (q *request) bucketPath(b *Bucket, kind string, rest []string) {
 	}
 	terse := func() []byte { return b.terseFor(q.n) }
 	switch {
-	case len(rest) == 1 && kind == "buckets" && !b.c.cfg.WithoutRecoveryAPI:
+	case len(rest) == 1 && kind == "buckets" && !b.c.cfg.WithoutRecoveryAPI && slices.Contains(proposal, rest[0]):
 		if q.adminOnly() {
 			q.recovery(b, rest[0])
 		}
+	case kind == "buckets" && q.controller(b, rest):
+	case kind == "buckets" && b.c.rel.hasCollections() && q.scopes(b, rest):
 	case len(rest) > 0:
 		q.notFound()
 	case !q.only(http.MethodGet):
@@ -355,6 +398,10 @@ func (q *request) stream(c *Cluster, doc func() []byte) {
 // failOver is POST /controller/failOver, form otpNode.
 func (q *request) failOver() {
 	if !q.post() {
+		return
+	}
+	if _, uuid := q.n.c.RecoveryRunning(); uuid != "" {
+		q.text(http.StatusServiceUnavailable, "Cluster is in recovery mode.")
 		return
 	}
 	otp := q.form.Get("otpNode")
@@ -553,4 +600,48 @@ func (b *Bucket) updateMap() (status int, why string) {
 	}
 	b.c.touch()
 	return http.StatusAccepted, ""
+}
+
+// scopes serves the REST interface of collections; ok is false where the path is
+// none of it.
+func (q *request) scopes(b *Bucket, path []string) (ok bool) {
+	if len(path) == 0 || path[0] != "scopes" {
+		return false
+	}
+	m := b.Manifest()
+	done := func(err error) {
+		switch {
+		case err == nil:
+			q.json(http.StatusOK, map[string]string{"uid": hexText(b.manifestUID())})
+		case errors.Is(err, ErrNoScope), errors.Is(err, ErrNoCollection):
+			q.json(http.StatusNotFound, map[string]string{"errors": err.Error()})
+		default:
+			q.json(http.StatusBadRequest, map[string]string{"errors": err.Error()})
+		}
+	}
+	switch {
+	case len(path) == 1 && q.r.Method == http.MethodGet:
+		q.raw(m.json())
+	case !q.permitted("cluster.collection[" + b.cfg.Name + ":.:.].collections!write"):
+	case len(path) == 1:
+		if q.post() {
+			_, err := b.CreateScope(q.form.Get("name"))
+			done(err)
+		}
+	case len(path) == 2 && q.r.Method == http.MethodDelete:
+		done(b.DropScope(path[1]))
+	case len(path) == 3 && path[2] == "collections":
+		if q.post() {
+			ttl, err := strconv.ParseUint(cmp.Or(q.form.Get("maxTTL"), "0"), 10, 31)
+			if err == nil {
+				_, err = b.CreateCollection(path[1], q.form.Get("name"), uint32(ttl))
+			}
+			done(err)
+		}
+	case len(path) == 4 && path[2] == "collections" && q.r.Method == http.MethodDelete:
+		done(b.DropCollection(path[1], path[3]))
+	default:
+		q.notFound()
+	}
+	return true
 }

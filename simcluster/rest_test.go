@@ -142,7 +142,7 @@ func TestTopologyDocuments(t *testing.T) {
 				t.Errorf("buckets: %+v", all)
 			}
 			b := getJSON[bucketDoc](t, n, "/pools/default/buckets/beer")
-			if b.SASLPassword != "beerpw" || b.UUID == "" || b.NodeLocator != "vbucket" || len(b.Nodes) != 3 || (b.Nodes[0].OTPNode != "") != tt.otp {
+			if b.SASLPassword == nil || *b.SASLPassword != "beerpw" || b.UUID == "" || b.NodeLocator != "vbucket" || len(b.Nodes) != 3 || (b.Nodes[0].OTPNode != "") != tt.otp {
 				t.Errorf("bucket: %+v", b)
 			}
 			if m := b.VBucketServerMap; m.HashAlgorithm != "CRC" || m.NumReplicas != 1 || len(m.VBucketMap) != 64 || m.VBucketMapForward != nil || m.ServerList[2] != c.Nodes()[2].KV() {

@@ -60,8 +60,10 @@ type bucketDoc struct {
 	Name                  string     `json:"name"`
 	BucketType            string     `json:"bucketType"`
 	AuthType              string     `json:"authType"`
-	SASLPassword          string     `json:"saslPassword"`
-	ProxyPort             int        `json:"proxyPort"`
+	SASLPassword          *string    `json:"saslPassword,omitempty"` // up to 4.x
+	ProxyPort             *int       `json:"proxyPort,omitempty"`
+	ConflictResolution    string     `json:"conflictResolutionType,omitempty"` // 4.6 and later
+	CollectionsUID        string     `json:"collectionsManifestUid,omitempty"` // 7.0 and later
 	URI                   string     `json:"uri"`
 	StreamingURI          string     `json:"streamingUri"`
 	Nodes                 []nodeDoc  `json:"nodes"`
@@ -99,6 +101,8 @@ type terseDoc struct {
 	VBucketServerMap      *vbMapDoc   `json:"vBucketServerMap,omitempty"`
 	BucketCapabilitiesVer string      `json:"bucketCapabilitiesVer"`
 	BucketCapabilities    []string    `json:"bucketCapabilities,omitempty"`
+	CollectionsUID        string      `json:"collectionsManifestUid,omitempty"`
+	RevEpoch              int         `json:"revEpoch,omitempty"` // 7.0 and later
 }
 
 type terseNode struct {
@@ -115,6 +119,7 @@ type nodeExt struct {
 
 type nodeServicesDoc struct {
 	Rev      int       `json:"rev"`
+	RevEpoch int       `json:"revEpoch,omitempty"`
 	NodesExt []nodeExt `json:"nodesExt"`
 }
 
@@ -160,6 +165,14 @@ func (b *Bucket) capabilities() []string {
 	switch {
 	case b.memcached():
 		return nil
+	case b.c.rel.hasCollections():
+		return []string{"collections", "durableWrite", "tombstonedUserXAttrs", "couchapi", "subdoc.ReplaceBodyWithXattr", "subdoc.DocumentMacroSupport", "dcp", "cbhello", "touch", "cccp", "xdcrCheckpointing", "nodesExt", "xattr"}
+	case b.c.rel >= rel65:
+		return []string{"durableWrite", "tombstonedUserXAttrs", "couchapi", "dcp", "cbhello", "touch", "cccp", "xdcrCheckpointing", "nodesExt", "xattr"}
+	case b.c.rel.hasUsers():
+		return []string{"couchapi", "xattr", "dcp", "cbhello", "touch", "cccp", "xdcrCheckpointing", "nodesExt"}
+	case b.c.rel >= rel46:
+		caps = append(caps, "dcp", "cbhello", "cccp", "xdcrCheckpointing", "nodesExt")
 	case b.c.family == 3:
 		caps = append(caps, "cbhello", "dcp")
 	case b.c.family >= 4:
@@ -175,6 +188,9 @@ func (n *Node) doc(self *Node) nodeDoc {
 		Hostname:             hostPort(c.hostName(), portOf(n.rest)),
 		ClusterCompatibility: c.rel.compatibility(), Version: c.version, OS: "x86_64-unknown-linux-gnu",
 		Ports: map[string]int{"direct": portOf(n.kv), "proxy": 0},
+	}
+	if c.rel.hasUsers() {
+		delete(d.Ports, "proxy")
 	}
 	if n.Dead() {
 		d.Status = "unhealthy"
@@ -225,11 +241,14 @@ func (c *Cluster) poolDoc(self *Node) poolDoc {
 	return d
 }
 
-func (c *Cluster) bucketsDoc(self *Node) []bucketDoc {
+func (c *Cluster) bucketsDoc(self *Node, user *account) []bucketDoc {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	docs := make([]bucketDoc, 0, len(c.names))
 	for _, name := range c.names {
+		if user != nil && !user.mayEnter(name) {
+			continue
+		}
 		docs = append(docs, c.buckets[name].doc(self))
 	}
 	return docs
@@ -238,11 +257,24 @@ func (c *Cluster) bucketsDoc(self *Node) []bucketDoc {
 // doc is the full document of a bucket. The cluster's lock is held.
 func (b *Bucket) doc(self *Node) bucketDoc {
 	d := bucketDoc{
-		Name: b.cfg.Name, BucketType: b.cfg.Type, AuthType: "sasl", SASLPassword: b.cfg.Password,
+		Name: b.cfg.Name, BucketType: b.cfg.Type, AuthType: "sasl",
 		URI:          fmt.Sprintf("/pools/default/buckets/%s?bucket_uuid=%s", b.cfg.Name, b.uuid),
 		StreamingURI: fmt.Sprintf("/pools/default/bucketsStreaming/%s?bucket_uuid=%s", b.cfg.Name, b.uuid),
 		NodeLocator:  b.locator(), UUID: b.uuid, BucketCapabilities: b.capabilities(),
 		Nodes: []nodeDoc{},
+	}
+	if !b.c.rel.hasUsers() {
+		port := 0
+		d.SASLPassword, d.ProxyPort = &b.cfg.Password, &port
+	}
+	if b.c.rel >= rel46 && !b.memcached() {
+		d.ConflictResolution = b.cfg.ConflictResolution
+		if d.ConflictResolution == "" {
+			d.ConflictResolution = "seqno"
+		}
+	}
+	if b.c.rel.hasCollections() && !b.memcached() {
+		d.CollectionsUID = hexText(b.manifestUID())
 	}
 	for _, nb := range b.nodes {
 		n := nb.node.doc(self)
@@ -294,6 +326,12 @@ func (b *Bucket) terseFor(self *Node) []byte {
 		URI:          fmt.Sprintf("/pools/default/buckets/%s?bucket_uuid=%s", b.cfg.Name, b.uuid),
 		StreamingURI: fmt.Sprintf("/pools/default/bs/%s?bucket_uuid=%s", b.cfg.Name, b.uuid),
 		Nodes:        []terseNode{},
+	}
+	if c.rel.hasCollections() {
+		d.RevEpoch = 1
+		if !b.memcached() {
+			d.CollectionsUID = hexText(b.manifestUID())
+		}
 	}
 	for _, nb := range b.nodes {
 		d.Nodes = append(d.Nodes, terseNode{

@@ -11,6 +11,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -126,6 +128,15 @@ func WriteAll(t testing.TB, sink pump.Sink, items []pump.Item) (*pump.Report, er
 	})
 }
 
+// number is a JSON number or a string of digits.
+type number uint64
+
+func (n *number) UnmarshalJSON(text []byte) error {
+	v, err := strconv.ParseUint(strings.Trim(string(text), `"`), 10, 64)
+	*n = number(v)
+	return err
+}
+
 // Golden reads a file of items in the form of the captures' README.
 func Golden(t testing.TB, path string) map[string]pump.Item {
 	t.Helper()
@@ -144,14 +155,14 @@ func Golden(t testing.TB, path string) map[string]pump.Item {
 			Value    string `json:"value_hex"`
 			Flags    uint32
 			Expiry   uint32
-			CAS      uint64
-			Rev      uint64
+			CAS      number
+			Rev      number
 			Datatype uint8
 		}
 		if err := json.Unmarshal(lines.Bytes(), &l); err != nil {
 			t.Fatalf("%s: %v", path, err)
 		}
-		it := pump.Item{VBucket: l.VB, Flags: l.Flags, Expiry: l.Expiry, CAS: l.CAS, RevSeqno: l.Rev, Datatype: l.Datatype}
+		it := pump.Item{VBucket: l.VB, Flags: l.Flags, Expiry: l.Expiry, CAS: uint64(l.CAS), RevSeqno: uint64(l.Rev), Datatype: l.Datatype}
 		if l.Op != "mutation" {
 			it.Op = pump.Deletion
 		}

@@ -1,0 +1,128 @@
+// Package realmc starts Debian's memcached on a free loopback port: the real
+// destination of tests and benchmarks.
+package realmc
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/couchbase/gomemcached/client"
+)
+
+// Server is a memcached process that this package started.
+type Server struct {
+	Addr string // host:port
+
+	cmd    *exec.Cmd
+	kill   sync.Once
+	exited chan struct{}
+}
+
+// Start starts memcached with further arguments and ends it with the test.
+func Start(tb testing.TB, args ...string) *Server {
+	tb.Helper()
+	s, err := Launch(args...)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(s.Close)
+	return s
+}
+
+// Launch starts memcached with further arguments. Close ends it.
+func Launch(args ...string) (*Server, error) {
+	var last error
+	for range 20 { // the port may be taken between the probe and the start
+		probe, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, fmt.Errorf("find a free port: %w", err)
+		}
+		addr := probe.Addr().String()
+		port := strconv.Itoa(probe.Addr().(*net.TCPAddr).Port)
+		if err := probe.Close(); err != nil {
+			return nil, fmt.Errorf("find a free port: %w", err)
+		}
+		line := []string{"-l", "127.0.0.1", "-p", port, "-U", "0"}
+		if os.Getuid() == 0 {
+			line = append(line, "-u", "root")
+		}
+		s := &Server{Addr: addr, cmd: exec.Command("memcached", append(line, args...)...), exited: make(chan struct{})}
+		s.cmd.Stderr = io.Discard
+		if err := s.cmd.Start(); err != nil {
+			return nil, fmt.Errorf("start memcached (make setup installs it): %w", err)
+		}
+		go func() {
+			_ = s.cmd.Wait()
+			close(s.exited)
+		}()
+		if last = s.ready(); last == nil {
+			return s, nil
+		}
+		s.Close()
+	}
+	return nil, fmt.Errorf("memcached does not start: %w", last)
+}
+
+// ready waits until memcached listens or has exited.
+func (s *Server) ready() error {
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		c, err := net.Dial("tcp", s.Addr)
+		if err == nil {
+			return c.Close()
+		}
+		select {
+		case <-s.exited:
+			return errors.New("it exited at once")
+		case <-tick.C:
+		}
+	}
+}
+
+// Kill kills the process with SIGKILL and waits for its end.
+func (s *Server) Kill() {
+	s.kill.Do(func() { _ = s.cmd.Process.Kill() })
+	<-s.exited
+}
+
+// Close ends the process.
+func (s *Server) Close() { s.Kill() }
+
+// PID returns the process id.
+func (s *Server) PID() int { return s.cmd.Process.Pid }
+
+// Stat asks memcached for one of its statistics, with an independent client.
+func (s *Server) Stat(name string) (string, error) {
+	c, err := memcached.Connect("tcp", s.Addr)
+	if err != nil {
+		return "", fmt.Errorf("connect to memcached: %w", err)
+	}
+	defer c.Close()
+	all, err := c.StatsMap("")
+	if err != nil {
+		return "", fmt.Errorf("statistics of memcached: %w", err)
+	}
+	v, ok := all[name]
+	if !ok {
+		return "", fmt.Errorf("memcached has no statistic %q", name)
+	}
+	return v, nil
+}
+
+// Count is Stat for a number.
+func (s *Server) Count(name string) (uint64, error) {
+	v, err := s.Stat(name)
+	if err != nil {
+		return 0, err
+	}
+	return strconv.ParseUint(v, 10, 64)
+}

@@ -160,7 +160,7 @@ type DcpConfig struct {
 	// The rest is for producers.
 
 	BufferSize   uint32        // bytes that may be unacknowledged; 0 = no flow control
-	NoopInterval time.Duration // how often an idle node sends NOOP, in whole seconds; 0 = the server's choice
+	NoopInterval time.Duration // how often an idle node sends NOOP, in whole seconds; 0 = not, unless the server insists
 }
 
 // DcpOpened is what a producer agreed to.
@@ -219,13 +219,14 @@ func (c *Conn) OpenDcp(ctx context.Context, cfg DcpConfig) (DcpOpened, error) {
 	if cfg.Consumer {
 		return DcpOpened{}, nil
 	}
+	noop := got.Xattrs || c.Has(mcbp.FeatureCollections) // else every stream is refused
 	controls := []struct {
 		key, value string
 		granted    *bool
 		wanted     bool
 		must       bool
 	}{
-		{"enable_noop", "true", &got.Noop, true, got.Xattrs || c.Has(mcbp.FeatureCollections)},
+		{"enable_noop", "true", &got.Noop, noop || cfg.NoopInterval > 0, noop},
 		{"set_noop_interval", strconv.Itoa(int(cfg.NoopInterval / time.Second)), nil, cfg.NoopInterval >= time.Second, false},
 		{"connection_buffer_size", strconv.FormatUint(uint64(cfg.BufferSize), 10), &got.FlowControl, cfg.BufferSize > 0, true},
 		{"enable_expiry_opcode", "true", &got.Expirations, c.version.AtLeast(6, 5), false},

@@ -315,9 +315,7 @@ func (c *Conn) Explain(ctx context.Context, op string, err error) error {
 	case isTimeout(err):
 		e.Class, e.Code, e.Retry = pump.ClassUnreachable, "kv-timeout", true
 		e.Err = fmt.Errorf("no answer within %v", c.timeout)
-		if begin == "" {
-			e.Hint = "Is this the data port of a node (11210)?"
-		}
+		e.Hint = c.silenceHint(begin)
 	case errors.Is(err, mcbp.ErrMagic):
 		e.Code = "not-memcached"
 		if begin != "" && begin[0] != mcbp.MagicResponse && begin[0] != mcbp.MagicRequest {
@@ -328,12 +326,26 @@ func (c *Conn) Explain(ctx context.Context, op string, err error) error {
 		e.Code, e.Retry = "kv-cut", true
 	case isCut(err):
 		e.Code, e.Err, e.Retry = "kv-cut", ErrClosed, true
+		if c.tls {
+			e.Hint = c.silenceHint(begin)
+		}
 	case errors.Is(err, net.ErrClosed):
 		e.Code, e.Err = "kv-closed", errors.New("the connection was closed on our side")
 	case errors.Is(err, mcbp.ErrLength), errors.Is(err, mcbp.ErrTooLarge), errors.Is(err, mcbp.ErrMalformed):
 		e.Code = "kv-protocol"
 	}
 	return e
+}
+
+// silenceHint says what a port that never said anything may be.
+func (c *Conn) silenceHint(begin string) string {
+	switch {
+	case begin != "":
+		return ""
+	case c.tls:
+		return "Is this the data port with TLS of a node (11207)?"
+	}
+	return "Is this the data port of a node (11210)?"
 }
 
 // StatusError is a request that the node answered with a status other than 0.

@@ -131,7 +131,7 @@ func tlsFailure(err error, e *pump.Error, using bool, begin string, ports portHi
 		e.Hint = "Give a client certificate and its key that the cluster trusts."
 	case errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error"), strings.HasPrefix(err.Error(), "tls: "):
 		e.Code, e.Err = "tls-failed", fmt.Errorf("no TLS connection: %s", clip(err.Error(), 200))
-		e.Hint = "TLS 1.2 or later is needed."
+		e.Hint = "The server must offer TLS 1.2 or later; it may also want a client certificate."
 	default:
 		e.Class = pump.ClassFailed
 		return false

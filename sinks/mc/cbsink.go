@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -40,9 +41,20 @@ func DefaultCBOptions() CBOptions {
 // destination's credentials and, for Check, the vbuckets that will be written
 // (nil means all).
 type CBConfig struct {
-	URL string // http://host[:8091] or couchbase://host
+	URL string // http://host[:8091] or couchbase://host; https and couchbases speak TLS
 	pump.Env
-	Options CBOptions // the zero value means DefaultCBOptions
+	Options CBOptions   // the zero value means DefaultCBOptions
+	TLS     cluster.TLS // used where URL asks for TLS
+	Network string      // cluster.NetworkAuto (also ""), NetworkDefault or NetworkExternal
+
+	// Owners names the node (KV host:port, as cluster.Node.KV has it) of vbuckets
+	// whose place the caller knows better than the bucket's map: during a recovery
+	// the map gives a missing vbucket to nobody until it is committed.
+	Owners map[uint16]string
+	// Force writes whatever the destination holds, and also into vbuckets that are
+	// replica or pending. It is for recoveries, and overrules the options
+	// conflict-resolution and with-meta: such vbuckets take no plain requests.
+	Force bool
 }
 
 // CBPlugin declares the cluster sink.
@@ -126,7 +138,7 @@ func NewCB(_ context.Context, cfg CBConfig) (*CBSink, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.dialect = &metaDialect{o: s.cfg.Options}
+	s.dialect = &metaDialect{o: s.cfg.Options, replicas: cfg.Force}
 	return s, nil
 }
 
@@ -139,13 +151,20 @@ func NewBase(cfg CBConfig, d Dialect) (*CBSink, error) {
 	if cfg.Options.Timeout <= 0 {
 		return nil, pump.Usagef("%s: option timeout must be above 0", role)
 	}
+	if cfg.Force {
+		cfg.Options.ConflictResolution = false
+	}
 	if cfg.Bucket == "" {
 		cfg.Bucket = "default"
 	}
 	if cfg.Log == nil {
 		cfg.Log = hclog.NewNullLogger()
 	}
-	rest := cluster.Config{Role: role, Username: cfg.Username, Password: cfg.Password, Timeout: cfg.Options.Timeout, Log: cfg.Log}
+	cfg.Owners = maps.Clone(cfg.Owners)
+	rest := cluster.Config{
+		Role: role, Username: cfg.Username, Password: cfg.Password, Timeout: cfg.Options.Timeout, Log: cfg.Log,
+		TLS: cfg.TLS, Network: cfg.Network,
+	}
 	ask := func(addr string) (*cluster.Client, error) { return cluster.NewClient(addr, rest) }
 	client, err := ask(cfg.URL)
 	if err != nil {
@@ -202,7 +221,9 @@ func (s *CBSink) refresh(ctx context.Context, wrong *view) (*view, error) {
 	}
 	for vb := range v.owner {
 		v.owner[vb] = -1
-		if addr, ok := b.Map.Active(uint16(vb)); ok {
+		if addr, ok := s.cfg.Owners[uint16(vb)]; ok {
+			v.own(vb, addr)
+		} else if addr, ok := b.Map.Active(uint16(vb)); ok {
 			v.own(vb, addr)
 		}
 	}

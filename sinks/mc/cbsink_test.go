@@ -256,6 +256,44 @@ func TestCBSinkStates(t *testing.T) {
 	s.Close()
 }
 
+// TestCBSinkOwners: a recovery says where missing vbuckets are, and forces items
+// into them while they are replica or pending.
+func TestCBSinkOwners(t *testing.T) {
+	for _, v := range versions {
+		c := startCluster(t, simcluster.Config{Version: v, Nodes: 3, Buckets: []simcluster.BucketConfig{{Name: "default"}}})
+		if err := c.Failover(c.Nodes()[2]); err != nil {
+			t.Fatal(err)
+		}
+		b := c.Bucket("default")
+		vb, key := b.Missing()[0], ""
+		for i := 0; key == "" || b.VBucketOf([]byte(key)) != vb; i++ {
+			key = fmt.Sprint("k", i)
+		}
+		n := c.Nodes()[1]
+		owned := func(cfg *CBConfig) { cfg.VBuckets, cfg.Owners = []uint16{vb}, map[uint16]string{vb: n.KV()} }
+		forced := func(cfg *CBConfig) { owned(cfg); cfg.Force = true }
+		for i, state := range []mcbp.VBState{mcbp.VBReplica, mcbp.VBPending, mcbp.VBActive} {
+			n.SetVBucket("default", vb, state)
+			if err := openCB(t, c, owned).Check(t.Context()); (err == nil) != (state == mcbp.VBActive) {
+				t.Errorf("%s: check without force says %v", state, err)
+			}
+			s := openCB(t, c, forced)
+			if err := s.Check(t.Context()); err != nil {
+				t.Errorf("%s: check says %v", state, err)
+			}
+			cas := uint64(100 - i) // each older than what is there
+			verdicts(t, write(t, openLane(t, s), meta(key, "v", cas, cas)), pump.Done)
+			if d, ok := n.Doc("default", vb, []byte(key)); !ok || d.CAS != cas {
+				t.Errorf("%s: holds %+v", state, d)
+			}
+			// A plain request would be refused or, if pending, parked for ever.
+			if b := write(t, openLane(t, s), item(key, "plain")); b.Verdict(0) == pump.Retry || b.Verdict(0) == pump.Skipped {
+				t.Errorf("%s: plain is %s: %v", state, b.Verdict(0), b.Cause(0))
+			}
+		}
+	}
+}
+
 // TestCBSinkFailover fails a node over between two writes: the map is read
 // again, and the promoted replicas get the items.
 func TestCBSinkFailover(t *testing.T) {

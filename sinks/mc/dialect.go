@@ -11,11 +11,17 @@ import (
 
 // metaDialect is CBSink's own way to write: *_WITH_META, and plain requests for
 // items that have no metadata.
-type metaDialect struct{ o CBOptions }
+type metaDialect struct {
+	o        CBOptions
+	replicas bool // replica and pending vbuckets may be written
+}
 
-func (d *metaDialect) Name() string                   { return "with-meta" }
-func (d *metaDialect) AllowState(s mcbp.VBState) bool { return s == mcbp.VBActive }
-func (d *metaDialect) Fenced() bool                   { return false }
+func (d *metaDialect) Name() string { return "with-meta" }
+func (d *metaDialect) Fenced() bool { return false }
+
+func (d *metaDialect) AllowState(s mcbp.VBState) bool {
+	return s == mcbp.VBActive || d.replicas && (s == mcbp.VBReplica || s == mcbp.VBPending)
+}
 
 func (d *metaDialect) FindConn(ctx context.Context, cfg cluster.KVConfig, _ cluster.Version) (*cluster.Conn, error) {
 	return cluster.DialKV(ctx, cfg)
@@ -35,8 +41,9 @@ func (d *metaDialect) Refuse(it *pump.Item) *pump.Error {
 	return nil
 }
 
+// plain: only active vbuckets take plain requests, and a pending one parks them.
 func (d *metaDialect) plain(it *pump.Item) bool {
-	return !d.o.WithMeta || it.CAS == 0 && it.RevSeqno == 0
+	return !d.replicas && (!d.o.WithMeta || it.CAS == 0 && it.RevSeqno == 0)
 }
 
 func (d *metaDialect) Request(it *pump.Item) Request {

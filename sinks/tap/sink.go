@@ -63,7 +63,12 @@ func Plugin() pump.SinkPlugin[Options] {
 type Config struct {
 	URL string // http://host[:8091], couchbase://host or host[:8091]
 	pump.Env
-	Options Options // the zero value means DefaultOptions
+	Options Options     // the zero value means DefaultOptions
+	TLS     cluster.TLS // used where URL asks for TLS
+	Network string      // cluster.NetworkAuto (also ""), NetworkDefault or NetworkExternal
+	// Owners names the node (KV host:port) of vbuckets whose place the caller knows
+	// better than the bucket's map; see mc.CBConfig.
+	Owners map[uint16]string
 }
 
 // Sink pushes items as TAP messages. It is a CBSink in everything else.
@@ -76,7 +81,9 @@ func New(_ context.Context, cfg Config) (*Sink, error) {
 	}
 	o := mc.DefaultCBOptions()
 	o.Rehash, o.Timeout = cfg.Options.Rehash, cfg.Options.Timeout
-	base, err := mc.NewBase(mc.CBConfig{URL: cfg.URL, Env: cfg.Env, Options: o}, &dialect{connect: cfg.Options.TapConnect})
+	base, err := mc.NewBase(mc.CBConfig{
+		URL: cfg.URL, Env: cfg.Env, Options: o, TLS: cfg.TLS, Network: cfg.Network, Owners: cfg.Owners,
+	}, &dialect{connect: cfg.Options.TapConnect})
 	if err != nil {
 		return nil, err
 	}

@@ -237,6 +237,24 @@ func TestOwnerOfMissing(t *testing.T) {
 	}
 }
 
+// TestOwners: what the caller knows goes before the map and the nodes.
+func TestOwners(t *testing.T) {
+	c, key, vb := missing(t)
+	for _, n := range c.Nodes()[:2] {
+		n.SetVBucket("default", vb, mcbp.VBReplica) // without Owners: several-owners
+	}
+	for i, n := range c.Nodes()[:2] {
+		s := open(t, c, func(cfg *Config) { cfg.VBuckets, cfg.Owners = []uint16{vb}, map[uint16]string{vb: n.KV()} })
+		if err := s.Check(t.Context()); err != nil {
+			t.Errorf("check: %v", err)
+		}
+		verdicts(t, write(t, openLane(t, s), item(key, 2, uint64(100+i))), pump.Done)
+		if d, ok := n.Doc("default", vb, []byte(key)); !ok || d.CAS != uint64(100+i) {
+			t.Errorf("node %d holds %+v", i, d)
+		}
+	}
+}
+
 // TestOwnerInForwardMap: changeVbucketStates names the owner in the map to come.
 func TestOwnerInForwardMap(t *testing.T) {
 	c, key, vb := missing(t)

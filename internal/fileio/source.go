@@ -21,9 +21,10 @@ type Parser interface {
 	// Head reads what comes before the first record.
 	Head(p []byte, last bool) (n int, err error)
 	// Next reads one record into the batch. last says that nothing comes after p.
-	// ErrMore asks for more bytes than p; ErrFull for an emptier batch; io.EOF ends
-	// the input before its last byte. A *Fault is at a place in p. In all these
-	// cases nothing was added to the batch.
+	// ErrMore asks for more bytes than p, up to another line end at least, and Need
+	// for a number of bytes; ErrFull asks for an emptier batch; io.EOF ends the input
+	// before its last byte. A *Fault is at a place in p. In all these cases nothing
+	// was added to the batch.
 	Next(p []byte, last bool, b *pump.Batch) (n int, err error)
 }
 
@@ -32,6 +33,11 @@ var (
 	ErrMore = errors.New("more bytes are needed")
 	ErrFull = errors.New("the batch is full")
 )
+
+// Need asks for that many bytes in all, or for the end of the input.
+type Need int
+
+func (n Need) Error() string { return fmt.Sprintf("%d bytes are needed", int(n)) }
 
 // Fault is an error at a byte of what a Parser was given.
 type Fault struct {
@@ -171,13 +177,23 @@ func (s *stream) head(ctx context.Context) error {
 			s.pass(n)
 			return nil
 		}
-		if !errors.Is(err, ErrMore) {
+		need, ok := asksMore(err)
+		if !ok {
 			return s.fault(err)
 		}
-		if err := s.more(ctx); err != nil {
+		if err := s.more(ctx, need); err != nil {
 			return err
 		}
 	}
+}
+
+// asksMore returns how many bytes a parser needs; 0 if it needs a line end.
+func asksMore(err error) (int, bool) {
+	if err == ErrMore {
+		return 0, true
+	}
+	need, ok := err.(Need)
+	return int(need), ok
 }
 
 func (s *stream) pass(n int) {
@@ -188,11 +204,9 @@ func (s *stream) pass(n int) {
 
 var newline = []byte{'\n'}
 
-// more reads on until there is another line end, before which no record ends.
-// Large records must grow by a part of their size, so that parsing them from
-// their beginning again and again stays linear.
-func (s *stream) more(ctx context.Context) error {
-	before := len(s.w.Bytes())
+// more reads on until there are that many bytes or, for 0, another line end,
+// before which no record ends.
+func (s *stream) more(ctx context.Context, need int) error {
 	for {
 		n, err := s.w.More(ctx)
 		have := s.w.Bytes()
@@ -203,11 +217,7 @@ func (s *stream) more(ctx context.Context) error {
 			return nil // the parser hears that there is no more
 		case err != nil:
 			return err
-		case s.w.Ended():
-			return nil
-		}
-		grown := len(have) - before
-		if bytes.IndexByte(have[len(have)-n:], '\n') >= 0 && (before < 1<<20 || grown > before/8) {
+		case s.w.Ended(), need > 0 && len(have) >= need, need == 0 && bytes.IndexByte(have[len(have)-n:], '\n') >= 0:
 			return nil
 		}
 	}
@@ -233,7 +243,7 @@ func (s *stream) fill(ctx context.Context, b *pump.Batch) error {
 		if len(p) == 0 && s.w.Ended() || s.ended {
 			return io.EOF
 		}
-		n, err := 0, ErrMore
+		n, err := 0, error(Need(1))
 		if len(p) > 0 {
 			n, err = s.parser.Next(p, s.w.Ended(), b)
 		}
@@ -249,15 +259,17 @@ func (s *stream) fill(ctx context.Context, b *pump.Batch) error {
 			s.pass(n)
 			s.ended = true
 			return io.EOF
-		case !errors.Is(err, ErrMore):
-			return s.fault(err)
-		case len(b.Items) > 0:
-			return nil
 		default:
-			if s.w.Ended() {
+			need, ok := asksMore(err)
+			switch {
+			case !ok:
+				return s.fault(err)
+			case len(b.Items) > 0:
+				return nil
+			case s.w.Ended():
 				return s.fault(&Fault{At: len(p), Err: io.ErrUnexpectedEOF})
 			}
-			if err := s.more(ctx); err != nil {
+			if err := s.more(ctx, need); err != nil {
 				return err
 			}
 		}

@@ -94,7 +94,7 @@ const byteOrderMark = "\xef\xbb\xbf"
 func (r *parser) Head(p []byte, last bool) (int, error) {
 	skip := 0
 	if len(p) < len(byteOrderMark) && !last {
-		return 0, fileio.ErrMore
+		return 0, fileio.Need(len(byteOrderMark))
 	}
 	if bytes.HasPrefix(p, []byte(byteOrderMark)) {
 		skip = len(byteOrderMark) // spreadsheets write one
@@ -221,7 +221,7 @@ func (r *parser) row(p []byte, at int, last bool) (int, error) {
 			c.raw = p[c.at:i]
 			if i == len(p) {
 				if !last {
-					return 0, fileio.ErrMore
+					return 0, more(p)
 				}
 				return 0, &fileio.Fault{At: i, Err: errors.New("the last row has no line end: the file is cut off"),
 					Hint: "If it is whole all the same, append a line end."}
@@ -239,12 +239,21 @@ func (r *parser) row(p []byte, at int, last bool) (int, error) {
 		case p[i] == '\r' && i+1 < len(p) && p[i+1] == '\n':
 			return i + 2, r.check(p, at, i)
 		case p[i] == '\r' && i+1 == len(p) && !last:
-			return 0, fileio.ErrMore
+			return 0, more(p)
 		case p[i] == '\r':
 			return 0, fileio.Faultf(i, "a carriage return without a line feed, outside quotes")
 		}
 		return 0, fileio.Faultf(i, "something comes between the closing quote and the comma")
 	}
+}
+
+// more asks for more bytes of a row. A large one must grow by a part of its size,
+// so that looking through it from its beginning again and again stays linear.
+func more(p []byte) error {
+	if len(p) < 1<<20 {
+		return fileio.ErrMore
+	}
+	return fileio.Need(len(p) + len(p)/8)
 }
 
 // quotedEnd fills in the cell whose opening quote is at p[i], and returns what
@@ -257,7 +266,7 @@ func quotedEnd(p []byte, i int, c *cell, last bool) (int, error) {
 		case k < 0 && last:
 			return 0, fileio.Faultf(i, "the quote that opens here is not closed")
 		case k < 0, j+k+1 == len(p) && !last: // another quote may follow
-			return 0, fileio.ErrMore
+			return 0, more(p)
 		}
 		j += k + 1
 		if j == len(p) || p[j] != '"' {

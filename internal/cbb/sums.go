@@ -39,7 +39,7 @@ func ParseSums(text []byte) (Sums, error) {
 		digits, name, ok := strings.Cut(lines.Text(), "  ")
 		sum, err := hex.DecodeString(digits)
 		switch {
-		case !ok || err != nil || len(sum) != sha256.Size:
+		case !ok || err != nil || len(sum) != sha256.Size || hex.EncodeToString(sum) != digits:
 			return nil, fmt.Errorf("line %d is not of the form SUM  NAME", n)
 		case name == "" || strings.ContainsAny(name, `/\`):
 			return nil, fmt.Errorf("line %d names no file of this folder", n)

@@ -1,11 +1,16 @@
 // Package cluster is a Couchbase cluster as a client sees it: REST topology and
 // vbucket map, credentials, and authenticated KV connections.
 //
-// A Client asks one node's REST port. Bucket gives the bucket with its nodes and
-// vbucket map, KV says how to reach a node's data port with the bucket's
-// credentials, and DialKV connects there. Addresses in the documents are put
-// right on the way in ($HOST, loopback), so everything that leaves this package
-// can be dialled.
+// A Client asks one node's REST port, with TLS where its address says so. Bucket
+// gives the bucket with its nodes and vbucket map, KV says how to reach a node's
+// data port, and DialKV connects there, logs in and selects the bucket, each in
+// the way of the node's version. Addresses in the documents are put right on the
+// way in ($HOST, loopback, TLS ports, external addresses), so everything that
+// leaves this package can be dialled.
+//
+// What a connection may do was negotiated (Conn.Has), and what makes real servers
+// close or park a connection is not sent: features and flags that a version does
+// not know, PLAIN outside TLS, failover logs on connections that are not DCP.
 //
 // Every error names the role (source or destination), the node and what was
 // asked, and never a secret (invariant 9).

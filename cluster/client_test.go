@@ -418,14 +418,14 @@ func TestTLSRecordIsRecognised(t *testing.T) {
 
 func TestPrintedWithoutSecrets(t *testing.T) {
 	cfg := Config{Role: "source", Username: "u", Password: planted}
-	kv := KVConfig{Addr: "h:1", Role: "source", Bucket: "b", Password: planted}
+	kv := KVConfig{Addr: "h:1", Role: "source", Bucket: "b", Password: planted, Username: "u", UserPassword: planted}
 	c, err := NewClient("http://u:"+url.PathEscape(planted)+"@h", cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
 	b := &Bucket{Name: "b", password: newSecret(planted)}
 	var out strings.Builder
-	for _, v := range []any{cfg, &cfg, kv, &kv, c, b, *b, []Config{cfg}, map[string]KVConfig{"x": kv}, struct{ Inner KVConfig }{kv}} {
+	for _, v := range []any{cfg, &cfg, kv, &kv, c, b, *b, []Config{cfg}, map[string]KVConfig{"x": kv}, struct{ Inner KVConfig }{kv}, userAccount(&kv), newScram("SCRAM-SHA1", "u", newSecret(planted), "n")} {
 		for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%x", "%d"} {
 			fmt.Fprintf(&out, verb, v)
 		}

@@ -189,7 +189,8 @@ func (c *Conn) Manifest(ctx context.Context) (*Manifest, error) {
 // EnsureCollection makes sure that a collection exists, creates it and its scope
 // where they do not, and waits until every data node of the bucket knows it: a
 // node that does not would refuse its items. maxTTL (seconds, 0 = none) is only
-// for a collection that it creates. It returns whether it created the collection.
+// for a collection that it creates. It waits for Config.MapWait at most, and returns
+// whether it created the collection.
 //
 // Errors besides those of Do and DialKV: names that servers refuse (class usage),
 // a user without the permission (denied), nodes that do not know the collection

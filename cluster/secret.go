@@ -62,7 +62,8 @@ func (cfg Config) Format(s fmt.State, _ rune) { fmt.Fprint(s, cfg.redacted()) }
 func (cfg Config) MarshalText() ([]byte, error) { return []byte(cfg.redacted()), nil }
 
 func (cfg KVConfig) redacted() string {
-	return fmt.Sprintf("cluster.KVConfig{%s node %s, bucket %q, password %s}", cfg.Role, cfg.Addr, cfg.Bucket, hidden(cfg.Password))
+	return fmt.Sprintf("cluster.KVConfig{%s node %s, bucket %q, password %s, user %q, password %s}",
+		cfg.Role, cfg.Addr, cfg.Bucket, hidden(cfg.Password), cfg.Username, hidden(cfg.UserPassword))
 }
 
 // Format prints the configuration without its password under every verb.

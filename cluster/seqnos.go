@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -68,18 +67,16 @@ func (c *Conn) highSeqnos(ctx context.Context, want []uint16, extras []byte, lim
 			return nil, c.Refused(op, &f)
 		}
 		var missing []uint16
+		wanted := make(map[uint16]uint64, len(want))
 		for _, vb := range want {
-			if _, ok := all[vb]; !ok {
+			if seqno, ok := all[vb]; ok {
+				wanted[vb] = seqno
+			} else {
 				missing = append(missing, vb)
 			}
 		}
 		if len(missing) == 0 {
-			for vb := range all {
-				if !slices.Contains(want, vb) {
-					delete(all, vb)
-				}
-			}
-			return all, nil
+			return wanted, nil
 		}
 		waited := c.clock.now().Sub(start)
 		if waited >= limit {

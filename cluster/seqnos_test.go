@@ -223,10 +223,6 @@ func finish(t *testing.T, s *recordedSession, from int) {
 
 // TestOpenDcp: what is asked of which version; the wrong flag closes the connection.
 func TestOpenDcp(t *testing.T) {
-	type request struct {
-		op         mcbp.Opcode
-		key, value string
-	}
 	for name, q := range map[string]struct {
 		version  Version
 		features []uint16

@@ -69,7 +69,9 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 		report.StreamReports = append(report.StreamReports, StreamReport{ID: s.id, Err: s.err})
 	}
 	if err == nil {
-		err = report.verdictError()
+		if err = report.verdictError(); e.omitted != nil {
+			err = errors.Join(err, e.omitted)
+		}
 	}
 	return report, err
 }
@@ -85,6 +87,7 @@ type engine struct {
 	arena   int // bytes of a batch's arena
 	ledger  ledger
 	leftOut []Definition
+	omitted error // what the source left out
 
 	estimate                                       Estimate
 	read, done, skipped, rejected, filtered        atomic.Uint64

@@ -15,6 +15,13 @@ type (
 	Committer interface {
 		Commit(ctx context.Context) error
 	}
+	// Omitter is a source that found things which it was not to give, such as a
+	// file that is no document among documents. Once everything was read, it says
+	// so by an error of ClassPartial that names them, nil if there was nothing: the
+	// run is complete then, and its result partial (exit code 3).
+	Omitter interface {
+		Omitted() error
+	}
 	// Definer is a source that holds more than items: design documents, index
 	// definitions.
 	Definer interface {
@@ -57,6 +64,9 @@ func (e *engine) finish(ctx context.Context, lanes []Lane) error {
 	}
 	if failed != nil {
 		return failed
+	}
+	if o, ok := As[Omitter](e.cfg.Source); ok {
+		e.omitted = o.Omitted()
 	}
 	if d, ok := As[Definer](e.cfg.Source); ok {
 		all, err := d.Definitions(ctx)

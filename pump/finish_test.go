@@ -99,6 +99,48 @@ func TestCommitComesLastAndOnlyAfterSuccess(t *testing.T) {
 	}
 }
 
+// omitter is a source that left something out.
+type omitter struct {
+	pumptest.MemSource
+	err error
+}
+
+func (o *omitter) Omitted() error { return o.err }
+
+func TestWhatTheSourceOmittedMakesTheResultPartial(t *testing.T) {
+	left := &pump.Error{Class: pump.ClassPartial, Code: "left", Err: errors.New("x.json is no document")}
+	for name, c := range map[string]struct {
+		omitted error
+		verdict pump.Verdict
+		want    pump.Class
+		texts   []string
+	}{
+		"nothing":                   {},
+		"something":                 {omitted: left, want: pump.ClassPartial, texts: []string{"x.json"}},
+		"something beside refusals": {omitted: left, verdict: pump.Rejected, want: pump.ClassPartial, texts: []string{"x.json", "1 items were rejected"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			source, sink := &omitter{err: c.omitted}, &finisher{}
+			source.Parts = [][]pump.Item{{{Key: []byte("a")}}}
+			if c.verdict != 0 {
+				sink.Verdict = func(int, *pump.Item) (pump.Verdict, error) { return c.verdict, errors.New("refused") }
+			}
+			_, err := pump.Run(t.Context(), pump.Config{Source: source, Sink: sink, Settings: pump.DefaultSettings()})
+			if (err != nil) != (c.texts != nil) || pump.ClassOf(err) != c.want {
+				t.Fatalf("Run: %v", err)
+			}
+			for _, text := range c.texts {
+				if !strings.Contains(err.Error(), text) {
+					t.Errorf("%v does not say %q", err, text)
+				}
+			}
+			if got := strings.Join(sink.said, " "); got != "lane commit close" {
+				t.Errorf("the sink was asked %q", got)
+			}
+		})
+	}
+}
+
 func TestDefinitionsWithoutATakerAreReported(t *testing.T) {
 	source := &definer{defs: []pump.Definition{{Kind: pump.DesignDocuments, JSON: []byte("[]")}}}
 	source.Parts = [][]pump.Item{{{Key: []byte("a")}}}

@@ -1,6 +1,7 @@
 package simcluster
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -800,7 +801,13 @@ func (c *conn) unknownCollection(f *mcbp.Frame, uid uint64) {
 
 // contextBody is the JSON text that servers from 5.0 on explain a refusal with.
 func contextBody(text string) []byte {
-	return fmt.Appendf(nil, `{"error":{"context":%s}}`, mustJSON(text))
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if e.Encode(text) != nil {
+		return nil
+	}
+	return fmt.Appendf(nil, `{"error":{"context":%s}}`, bytes.TrimSpace(b.Bytes()))
 }
 
 // refuse answers a refusal, with a text where the server is one that gives it.

@@ -231,7 +231,11 @@ func (c *conn) dispatch(f *mcbp.Frame) bool {
 	rel := c.n.c.rel
 	if rel.hasUsers() {
 		if !c.datatypeAllowed(f.Datatype) {
-			c.refuse(f, mcbp.StatusInvalid, "")
+			text := "Request datatype invalid"
+			if rel < rel65 {
+				text = "Invalid datatype provided"
+			}
+			c.replyTyped(f, mcbp.StatusInvalid, dtJSON, contextBody(text))
 			return rel >= rel65
 		}
 	} else if f.Datatype != 0 && !c.datatype {
@@ -358,7 +362,9 @@ func (c *conn) dispatch(f *mcbp.Frame) bool {
 	case mcbp.OpTapConnect:
 		return c.tapConnect(nb, f)
 	case opGetConfig:
-		if body := c.kvMap(); body != nil {
+		if body := c.kvMap(); body != nil && rel.hasUsers() {
+			c.replyTyped(f, mcbp.StatusOK, dtJSON, body)
+		} else if body != nil {
 			c.reply(f, mcbp.StatusOK, 0, nil, nil, body)
 		} else {
 			c.fail(f, mcbp.StatusNotFound)
@@ -689,6 +695,10 @@ func (c *conn) getVBucket(nb *nodeBucket, f *mcbp.Frame) {
 		state = nb.copies[f.VBucket].state
 		m.mu.Unlock()
 	}
+	if state == mcbp.VBAbsent && c.n.c.rel.hasUsers() {
+		c.fail(f, mcbp.StatusNotMyVBucket)
+		return
+	}
 	if state == mcbp.VBAbsent {
 		c.reply(f, mcbp.StatusNotMyVBucket, 0, nil, nil, nil)
 		return
@@ -697,6 +707,10 @@ func (c *conn) getVBucket(nb *nodeBucket, f *mcbp.Frame) {
 }
 
 func (c *conn) setVBucket(nb *nodeBucket, f *mcbp.Frame) {
+	if c.n.c.rel.hasUsers() {
+		c.setVBucketModern(nb, f)
+		return
+	}
 	x := f.Extras()
 	if len(x) == 0 {
 		x = f.Value()
@@ -728,20 +742,68 @@ func (c *conn) setVBucket(nb *nodeBucket, f *mcbp.Frame) {
 	c.reply(f, mcbp.StatusOK, 0, nil, nil, nil)
 }
 
+// setVBucketModern is setVBucket from 5.0 on: the state is in the extras, in one
+// byte from 6.5 on, or in the value.
+func (c *conn) setVBucketModern(nb *nodeBucket, f *mcbp.Frame) {
+	byteForm := c.n.c.rel >= rel65
+	bad := func(status mcbp.Status, text string) { c.replyTyped(f, status, dtJSON, contextBody(text)) }
+	x := f.Extras()
+	value := f.Value()
+	var state uint32
+	switch {
+	case len(x) == 4:
+		state = binary.BigEndian.Uint32(x)
+	case len(x) == 0 && len(value) == 4:
+		state = binary.BigEndian.Uint32(value)
+	case len(x) == 1 && byteForm && len(value) > 0 && f.Datatype&dtJSON == 0:
+		bad(mcbp.StatusInvalid, "datatype should be set to JSON")
+		return
+	case len(x) == 1 && byteForm:
+		state = uint32(x[0])
+	case byteForm:
+		bad(mcbp.StatusInvalid, "Invalid format. Use 1 byte state in extras and an optional JSON value")
+		return
+	default:
+		bad(mcbp.StatusInvalid, "Body too short")
+		return
+	}
+	s := mcbp.VBState(state)
+	switch {
+	case (s < mcbp.VBActive || s > mcbp.VBDead) && byteForm:
+		bad(mcbp.StatusInvalid, "The provided vbucket state is invalid")
+		return
+	case s < mcbp.VBActive || s > mcbp.VBDead:
+		bad(mcbp.StatusInvalid, "Invalid vbucket state")
+		return
+	case int(f.VBucket) >= len(nb.copies):
+		bad(mcbp.StatusRange, "VBucket number too big")
+		return
+	}
+	m := nb.b.vbs[f.VBucket]
+	m.mu.Lock()
+	nb.setState(m, f.VBucket, s)
+	m.mu.Unlock()
+	c.reply(f, mcbp.StatusOK, 0, nil, nil, nil)
+}
+
 func (c *conn) delVBucket(nb *nodeBucket, f *mcbp.Frame) {
 	status := mcbp.StatusNotMyVBucket
 	if int(f.VBucket) < len(nb.copies) {
 		m := nb.b.vbs[f.VBucket]
 		m.mu.Lock()
-		switch nb.copies[f.VBucket].state {
-		case mcbp.VBAbsent:
-		case mcbp.VBDead:
+		switch state := nb.copies[f.VBucket].state; {
+		case state == mcbp.VBAbsent:
+		case state == mcbp.VBDead || c.n.c.rel.hasUsers():
 			nb.setState(m, f.VBucket, mcbp.VBAbsent)
 			status = mcbp.StatusOK
 		default:
 			status = mcbp.StatusInvalid // only dead ones may go
 		}
 		m.mu.Unlock()
+	}
+	if status == mcbp.StatusNotMyVBucket && c.n.c.rel.hasUsers() {
+		c.fail(f, status)
+		return
 	}
 	c.reply(f, status, 0, nil, nil, nil)
 }

@@ -64,8 +64,10 @@ type dcpProducer struct {
 	every   time.Duration // between NOOPs
 	expiry  bool          // expirations have an opcode of their own
 	deflate bool          // force_value_compression
-	endMsg  bool          // CLOSE_STREAM is followed by a STREAM_END
-	cutAt   int
+	// streamIDs were asked for, which are not played: STREAM_REQ refuses them.
+	streamIDs bool
+	endMsg    bool // CLOSE_STREAM is followed by a STREAM_END
+	cutAt     int
 
 	// Of the sending goroutine only.
 	out      []byte
@@ -95,6 +97,7 @@ type dcpStream struct {
 	upTo  uint64 // end of the snapshot under way
 	last  uint64 // the last seqno that was sent
 	open  bool   // a snapshot is under way
+	disk  bool   // which comes from disk
 
 	status  uint32 // to end with, when dropped
 	dropped bool
@@ -323,9 +326,7 @@ func (p *dcpProducer) control(key, value string) mcbp.Status {
 		if rel < rel70 {
 			return mcbp.StatusInvalid
 		}
-		if key == "enable_stream_id" || key == "enable_out_of_order_snapshots" {
-			return mcbp.StatusNotSupported // not played
-		}
+		p.streamIDs = p.streamIDs || key == "enable_stream_id" && on
 	case "max_marker_version", "change_streams":
 		if rel < rel76 {
 			return mcbp.StatusInvalid
@@ -347,10 +348,10 @@ func (p *dcpProducer) streamReq(f *mcbp.Frame) bool {
 	}
 	collections := c.has(mcbp.FeatureCollections)
 	p.mu.Lock()
-	noop := p.noop
+	noop := p.noop && !p.streamIDs
 	twice := p.find(r.VBucket) != nil
 	p.mu.Unlock()
-	if !noop && (collections || p.xattrs && c.n.c.rel >= rel50) {
+	if p.streamIDs || !noop && (collections || p.xattrs && c.n.c.rel >= rel50) {
 		c.reply(f, mcbp.StatusNotSupported, 0, nil, nil, nil)
 		return true
 	}
@@ -694,6 +695,7 @@ func (p *dcpProducer) snapshot(s *dcpStream) (bool, error) {
 		m.mu.Unlock()
 		return false, nil
 	}
+	s.disk = false
 	disk := s.first && p.c.n.c.cfg.DCPFromDisk
 	s.upTo = high
 	if !disk || p.c.n.c.rel >= rel65 {
@@ -706,6 +708,7 @@ func (p *dcpProducer) snapshot(s *dcpStream) (bool, error) {
 		mk.Seqno = s.marker
 		mk.Flags |= markerCkpt
 		if disk {
+			s.disk = true
 			mk.Flags = markerDisk
 			if p.c.n.c.rel >= rel65 {
 				mk.Flags |= markerCkpt
@@ -744,8 +747,8 @@ func (p *dcpProducer) item(s *dcpStream, it *item) error {
 			m.Opcode, times = mcbp.OpDcpExpiration, true
 		}
 	}
-	if it.datatype != 0 || p.noVal || p.deflate {
-		p.convert(m, it)
+	if it.datatype != 0 || p.noVal || p.deflate || it.deleted {
+		p.convert(s, m, it)
 	}
 	p.key = p.key[:0]
 	if s.filter.prefixed() {
@@ -757,7 +760,7 @@ func (p *dcpProducer) item(s *dcpStream, it *item) error {
 }
 
 // convert takes from a value what the client did not negotiate.
-func (p *dcpProducer) convert(m *mcbp.DcpMessage, it *item) {
+func (p *dcpProducer) convert(s *dcpStream, m *mcbp.DcpMessage, it *item) {
 	const snap, xattr = uint8(mcbp.DatatypeSnappy), uint8(mcbp.DatatypeXattr)
 	if p.noVal {
 		m.Value = nil
@@ -777,6 +780,10 @@ func (p *dcpProducer) convert(m *mcbp.DcpMessage, it *item) {
 		if it.deleted {
 			m.Value = nil
 		}
+	}
+	if it.deleted && s.disk && p.c.n.c.rel < rel65 && m.Datatype&snap == 0 && len(m.Value) > 0 && p.c.has(mcbp.FeatureSnappy) {
+		// 6.0 keeps the values of deletions compressed on disk, and sends them so.
+		m.Value, m.Datatype = snappy.Encode(nil, m.Value), m.Datatype|snap
 	}
 	if p.deflate && m.Datatype&snap == 0 && len(m.Value) > 0 {
 		if v := snappy.Encode(nil, m.Value); len(v) < len(m.Value) {

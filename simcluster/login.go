@@ -381,13 +381,12 @@ func (c *conn) helloModern(f *mcbp.Frame) {
 		bad("VAttr needs XATTR")
 		return
 	}
-	known := c.n.c.rel.granted()
-	c.features = 0
+	c.features = 0 // each HELLO replaces the one before
 	var granted []byte
-	for ; len(v) > 0; v = v[2:] {
-		if n := binary.BigEndian.Uint16(v); slices.Contains(known, n) && !c.has(n) {
+	for _, n := range c.n.c.rel.granted() {
+		if wants(uint(n)) {
 			c.features |= 1 << n
-			granted = append(granted, v[:2]...)
+			granted = binary.BigEndian.AppendUint16(granted, n)
 		}
 	}
 	c.datatype = c.has(mcbp.FeatureJSON)
@@ -440,6 +439,14 @@ func requestName(op mcbp.Opcode) string {
 		return "GET_ALL_VB_SEQNOS"
 	case mcbp.OpSetVBucket:
 		return "SET_VBUCKET"
+	case mcbp.OpGetMeta:
+		return "GET_META"
+	case mcbp.OpSetWithMeta:
+		return "SET_WITH_META"
+	case mcbp.OpAddWithMeta:
+		return "ADD_WITH_META"
+	case mcbp.OpDeleteWithMeta:
+		return "DEL_WITH_META"
 	}
 	return mcbp.OpcodeName(op)
 }

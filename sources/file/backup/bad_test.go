@@ -165,7 +165,7 @@ func TestBitFlipsNeverLoseRows(t *testing.T) {
 	}
 	rng := rand.New(rand.NewPCG(1, 2))
 	errs := 0
-	const flips = 2000
+	const flips = 600
 	for n := range flips {
 		at := rng.IntN(len(data) * 8)
 		if n < flips/2 { // headers of the file and of pages, and the cell pointers behind them

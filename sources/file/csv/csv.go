@@ -33,7 +33,7 @@ func Plugin() pump.SourcePlugin[Options] {
 		Summary:    "an RFC 4180 file whose first row names the columns id, flags, expiration, cas, value, rev, vbid, dtype",
 		Doc:        "csv:FILE, or a path that ends in .csv, .csv.gz or .csv.zst; csv:- is standard input. Columns may be in any order, all but id and value may be missing.",
 		New: func(_ context.Context, t pump.Target, o Options) (pump.Source, error) {
-			return New(fileio.Path(t.Rest), o)
+			return New(fileio.Path(t), o)
 		},
 	}
 }

@@ -27,7 +27,7 @@ func Plugin() pump.SourcePlugin[Options] {
 		Summary:    "a file with one JSON object a line, every field of an item; .gz and .zst are decompressed",
 		Doc:        "jsonl:FILE, or a path that ends in .jsonl, .jsonl.gz or .jsonl.zst; jsonl:- is standard input.",
 		New: func(_ context.Context, t pump.Target, o Options) (pump.Source, error) {
-			return New(fileio.Path(t.Rest), o)
+			return New(fileio.Path(t), o)
 		},
 	}
 }

@@ -46,6 +46,11 @@ type Config struct {
 	// each bucket that has a password.
 	Users []User
 
+	TLS *TLSConfig // nil = no TLS ports
+	// ExternalHost is a second name of every node, given as alternate address
+	// "external" with the same ports. Empty: none.
+	ExternalHost string
+
 	// DCPFromDisk makes every stream begin with a backfill from disk.
 	DCPFromDisk bool
 	// CheckpointOpen is how long after a write a stream of the default collection

@@ -28,15 +28,16 @@ var (
 
 // Cluster is a running cluster. Its methods may be called from any goroutine.
 type Cluster struct {
-	cfg      Config
-	rel      release
-	family   int    // major version: whose quirks
-	version  string // "2.5.1-1083-rel-enterprise"
-	uuid     string
-	cas      casClock
-	log      hclog.Logger
-	accounts map[string]*account // from 5.0 on
-	wg       sync.WaitGroup      // every goroutine of every node
+	cfg       Config
+	rel       release
+	family    int    // major version: whose quirks
+	version   string // "2.5.1-1083-rel-enterprise"
+	uuid      string
+	cas       casClock
+	log       hclog.Logger
+	accounts  map[string]*account // from 5.0 on
+	authority *authority          // nil without TLS
+	wg        sync.WaitGroup      // every goroutine of every node
 
 	mu       sync.Mutex
 	closed   bool
@@ -104,6 +105,11 @@ func Start(cfg Config) (*Cluster, error) {
 	}
 	if err := c.makeAccounts(); err != nil {
 		return nil, err
+	}
+	if cfg.TLS != nil {
+		if c.authority, err = newAuthority(&cfg); err != nil {
+			return nil, err
+		}
 	}
 	c.uuid = fmt.Sprintf("%032x", c.cas.next())
 	for range cfg.Nodes {

@@ -1,6 +1,7 @@
 package simcluster
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -68,6 +69,22 @@ func (c *conn) close() {
 		close(c.done)
 		c.nc.Close()
 	})
+}
+
+// handshake brings up TLS, where the port has it, and logs in whom a client
+// certificate names.
+func (c *conn) handshake() bool {
+	t, ok := c.nc.(*tls.Conn)
+	if !ok {
+		return true
+	}
+	if err := t.Handshake(); err != nil {
+		c.n.c.log.Debug("TLS handshake", "node", c.n.OTP(), "error", err)
+		return false
+	}
+	state := t.ConnectionState()
+	c.user = c.n.c.certUser(&state)
+	return true
 }
 
 func (c *conn) flush() error {

@@ -1,6 +1,7 @@
 package simcluster
 
 import (
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -14,11 +15,12 @@ import (
 
 // Node is one server of a cluster. Its methods may be called from any goroutine.
 type Node struct {
-	c        *Cluster
-	number   int
-	rest, kv net.Listener
-	http     *http.Server
-	done     chan struct{} // closed by Kill
+	c              *Cluster
+	number         int
+	rest, kv       net.Listener
+	restTLS, kvTLS net.Listener // nil without TLS
+	http           *http.Server
+	done           chan struct{} // closed by Kill
 
 	membership memberLabel // guarded by the cluster's lock
 
@@ -33,12 +35,15 @@ type Node struct {
 
 func (c *Cluster) startNode() (*Node, error) {
 	n := &Node{c: c, done: make(chan struct{}), conns: make(map[*conn]struct{}), buckets: make(map[string]*nodeBucket)}
-	var err error
-	if n.rest, err = net.Listen("tcp", net.JoinHostPort(c.cfg.Host, "0")); err != nil {
-		return nil, fmt.Errorf("simcluster: REST port: %w", err)
+	listeners := []*net.Listener{&n.rest, &n.kv}
+	if c.authority != nil {
+		listeners = append(listeners, &n.restTLS, &n.kvTLS)
 	}
-	if n.kv, err = net.Listen("tcp", net.JoinHostPort(c.cfg.Host, "0")); err != nil {
-		return nil, errors.Join(fmt.Errorf("simcluster: KV port: %w", err), n.rest.Close())
+	for _, l := range listeners {
+		var err error
+		if *l, err = net.Listen("tcp", net.JoinHostPort(c.cfg.Host, "0")); err != nil {
+			return nil, errors.Join(fmt.Errorf("simcluster: open a port: %w", err), n.closePorts())
+		}
 	}
 	n.http = &http.Server{
 		Handler:  n.restHandler(),
@@ -55,23 +60,40 @@ func (c *Cluster) startNode() (*Node, error) {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
-		return nil, errors.Join(errors.New("simcluster: the cluster is closed"), n.rest.Close(), n.kv.Close())
+		return nil, errors.Join(errors.New("simcluster: the cluster is closed"), n.closePorts())
 	}
 	n.number = len(c.universe)
 	c.universe = append(c.universe, n)
-	c.wg.Add(2)
+	c.wg.Add(len(listeners))
 	c.mu.Unlock()
-	go func() {
+	serve := func(l net.Listener) {
 		defer c.wg.Done()
-		if err := n.http.Serve(n.rest); err != nil && !errors.Is(err, http.ErrServerClosed) {
+		if err := n.http.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
 			c.log.Error("REST port", "node", n.OTP(), "error", err)
 		}
-	}()
-	go func() {
+	}
+	accept := func(l net.Listener) {
 		defer c.wg.Done()
-		n.accept()
-	}()
+		n.accept(l)
+	}
+	go serve(n.rest)
+	go accept(n.kv)
+	if c.authority != nil {
+		go serve(tls.NewListener(n.restTLS, c.authority.node))
+		go accept(tls.NewListener(n.kvTLS, c.authority.node))
+	}
 	return n, nil
+}
+
+// closePorts closes the listeners that are open.
+func (n *Node) closePorts() error {
+	var errs []error
+	for _, l := range []net.Listener{n.rest, n.kv, n.restTLS, n.kvTLS} {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // REST is the node's REST address, host:port.
@@ -106,6 +128,9 @@ func (n *Node) Kill() {
 	}
 	n.mu.Unlock()
 	n.kv.Close()
+	if n.kvTLS != nil {
+		n.kvTLS.Close()
+	}
 	n.http.Close()
 	for _, c := range conns {
 		c.close()
@@ -118,9 +143,9 @@ func (n *Node) Kill() {
 	n.c.log.Debug("node is down", "node", n.OTP())
 }
 
-func (n *Node) accept() {
+func (n *Node) accept(l net.Listener) {
 	for {
-		nc, err := n.kv.Accept()
+		nc, err := l.Accept()
 		if err != nil {
 			return // closed by Kill
 		}
@@ -136,7 +161,9 @@ func (n *Node) accept() {
 		n.mu.Unlock()
 		go func() {
 			defer n.c.wg.Done()
-			c.serve()
+			if c.handshake() {
+				c.serve()
+			}
 			c.close()
 			n.mu.Lock()
 			delete(n.conns, c)

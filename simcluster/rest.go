@@ -163,6 +163,9 @@ func (q *request) unauthorized() {
 func (q *request) login() bool {
 	user, password, ok := q.r.BasicAuth()
 	if !ok {
+		if a := q.n.c.certUser(q.r.TLS); a != nil {
+			q.user, q.admin = a, a.admin
+		}
 		return true
 	}
 	if q.n.c.rel.hasUsers() {

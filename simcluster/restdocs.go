@@ -54,6 +54,9 @@ type nodeDoc struct {
 	OS                   string         `json:"os"`
 	Ports                map[string]int `json:"ports"`
 	Services             []string       `json:"services,omitempty"` // 4.0 and later
+	NodeUUID             string         `json:"nodeUUID,omitempty"` // 5.0 and later
+
+	Alternate map[string]alternate `json:"alternateAddresses,omitempty"`
 }
 
 type bucketDoc struct {
@@ -112,9 +115,16 @@ type terseNode struct {
 }
 
 type nodeExt struct {
-	Services map[string]int `json:"services"`
-	ThisNode bool           `json:"thisNode,omitempty"`
-	Hostname string         `json:"hostname,omitempty"`
+	Services  map[string]int       `json:"services"`
+	ThisNode  bool                 `json:"thisNode,omitempty"`
+	Hostname  string               `json:"hostname,omitempty"`
+	Alternate map[string]alternate `json:"alternateAddresses,omitempty"` // 5.5 and later
+}
+
+// alternate is a node's address in another network.
+type alternate struct {
+	Hostname string         `json:"hostname"`
+	Ports    map[string]int `json:"ports,omitempty"`
 }
 
 type nodeServicesDoc struct {
@@ -192,6 +202,13 @@ func (n *Node) doc(self *Node) nodeDoc {
 	if c.rel.hasUsers() {
 		delete(d.Ports, "proxy")
 	}
+	if n.restTLS != nil {
+		d.Ports["httpsMgmt"] = portOf(n.restTLS)
+	}
+	if c.rel.hasUsers() {
+		d.NodeUUID = fmt.Sprintf("%032x", n.number+1)
+	}
+	d.Alternate = n.alternates()
 	if n.Dead() {
 		d.Status = "unhealthy"
 	}
@@ -206,10 +223,25 @@ func (n *Node) doc(self *Node) nodeDoc {
 
 func (n *Node) ext(self *Node) nodeExt {
 	e := nodeExt{Services: map[string]int{"mgmt": portOf(n.rest), "kv": portOf(n.kv)}, ThisNode: n == self}
+	if n.restTLS != nil {
+		e.Services["mgmtSSL"], e.Services["kvSSL"] = portOf(n.restTLS), portOf(n.kvTLS)
+	}
+	e.Alternate = n.alternates()
 	if n.c.cfg.AdvertiseHost != "" && n.c.cfg.AdvertiseHost != "$HOST" {
 		e.Hostname = n.c.cfg.AdvertiseHost
 	}
 	return e
+}
+
+func (n *Node) alternates() map[string]alternate {
+	if n.c.cfg.ExternalHost == "" || n.c.rel < rel55 {
+		return nil
+	}
+	ports := map[string]int{"mgmt": portOf(n.rest), "kv": portOf(n.kv)}
+	if n.restTLS != nil {
+		ports["mgmtSSL"], ports["kvSSL"] = portOf(n.restTLS), portOf(n.kvTLS)
+	}
+	return map[string]alternate{"external": {Hostname: n.c.cfg.ExternalHost, Ports: ports}}
 }
 
 func (c *Cluster) poolsDoc(self *Node, admin bool) poolsDoc {

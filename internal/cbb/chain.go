@@ -2,6 +2,7 @@ package cbb
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,6 +28,8 @@ type Backup struct {
 	Unfinished []string
 	// Notes are things that somebody should know of and that are no errors.
 	Notes []string
+
+	walker *walker
 }
 
 // Part is one backup of a chain; the layout up to 2.x has one without a name.
@@ -48,7 +51,7 @@ type DataFile struct {
 	Name string // relative to the backup folder, with slashes
 	Size int64
 
-	sum      *[32]byte // as SHA256SUMS has it; nil: nothing is known
+	sum      *[sha256.Size]byte // as SHA256SUMS has it; nil: nothing is known
 	mu       sync.Mutex
 	verified bool
 }
@@ -118,7 +121,7 @@ func Find(root string, o FindOptions) (*Backup, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Backup{Root: root}
+	b := &Backup{Root: root, walker: w}
 	var runs, parts, buckets []string
 	for _, name := range names {
 		switch {
@@ -275,12 +278,12 @@ func (b *Backup) Definitions() ([]pump.Definition, error) {
 	for _, d := range definitionFiles {
 		for _, p := range slices.Backward(b.Parts) {
 			path := filepath.Join(p.Folder, d.file)
-			text, err := readSmall(path)
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
+			text, ok, err := b.walker.small(path)
 			if err != nil {
-				return nil, fail(codeUnreadable, path, plain(err), "")
+				return nil, err
+			}
+			if !ok {
+				continue
 			}
 			if !json.Valid(text) {
 				return nil, fail(codeCorrupt, path, errors.New("is not JSON"), hintCorrupt)
@@ -314,18 +317,27 @@ func DefinitionFile(kind pump.DefinitionKind) string {
 // maxSmall is the most bytes of a file beside the data that is read into memory.
 const maxSmall = 64 << 20
 
-func readSmall(path string) ([]byte, error) {
+// small reads a small file; ok is false when there is none.
+func (w *walker) small(path string) (text []byte, ok bool, err error) {
+	if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil, false, nil
+	}
+	if err := w.check(path); err != nil {
+		return nil, false, err
+	}
 	info, err := os.Stat(path)
-	if err != nil {
-		return nil, err
+	switch {
+	case err != nil:
+		return nil, false, fail(codeUnreadable, path, plain(err), "")
+	case !info.Mode().IsRegular():
+		return nil, false, fail(codeForeign, path, fmt.Errorf("is a %s, a file is due", kindOf(info.Mode())), "")
+	case info.Size() > maxSmall:
+		return nil, false, fail(codeForeign, path, fmt.Errorf("is larger than %s", pump.Size(maxSmall)), "")
 	}
-	if !info.Mode().IsRegular() {
-		return nil, fmt.Errorf("is a %s, a file is due", kindOf(info.Mode()))
+	if text, err = os.ReadFile(path); err != nil {
+		return nil, false, fail(codeUnreadable, path, plain(err), "")
 	}
-	if info.Size() > maxSmall {
-		return nil, fmt.Errorf("is larger than %s", pump.Size(maxSmall))
-	}
-	return os.ReadFile(path)
+	return text, true, nil
 }
 
 // walker lists folders without leaving the root through symbolic links.
@@ -477,10 +489,10 @@ func (w *walker) node(folder string, part bool) (*Node, []string, error) {
 	var pred []string
 	holds := !part // the layout up to 2.x makes no folder for a node without data
 	if part {
-		if pred, err = readPred(filepath.Join(folder, MetaFile)); err != nil {
+		if pred, err = w.pred(filepath.Join(folder, MetaFile)); err != nil {
 			return nil, nil, err
 		}
-		if holds, err = listsVBuckets(filepath.Join(folder, SeqnoFile)); err != nil {
+		if holds, err = w.listsVBuckets(filepath.Join(folder, SeqnoFile)); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -517,12 +529,9 @@ func (w *walker) dataFile(path string) (*DataFile, error) {
 // in it but the data files, which are checked when it is their turn.
 func (w *walker) sums(n *Node) error {
 	path := filepath.Join(n.Folder, SumsFile)
-	text, err := readSmall(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fail(codeUnreadable, path, plain(err), "")
+	text, ok, err := w.small(path)
+	if err != nil || !ok {
+		return err
 	}
 	sums, err := ParseSums(text)
 	if err != nil {
@@ -539,35 +548,27 @@ func (w *walker) sums(n *Node) error {
 	}
 	for name, sum := range sums {
 		path := filepath.Join(n.Folder, name)
-		info, err := os.Stat(path)
-		if errors.Is(err, fs.ErrNotExist) {
+		text, ok, err := w.small(path)
+		switch {
+		case err != nil:
+			return err
+		case !ok:
 			return fail(codeMissing, path, fmt.Errorf("is missing; %s names it", SumsFile), "Put it back; without it the backup is not whole.")
-		}
-		if err != nil {
-			return fail(codeUnreadable, path, plain(err), "")
-		}
-		if !info.Mode().IsRegular() || info.Size() > maxSmall {
-			return fail(codeForeign, path, errors.New("is not what was written"), "")
-		}
-		got, err := HashFile(context.Background(), path)
-		if err != nil {
-			return fail(codeUnreadable, path, plain(err), "")
-		}
-		if got != sum {
+		case sha256.Sum256(text) != sum:
 			return fail(codeCorrupt, path, fmt.Errorf("its contents do not match the checksum in %s", SumsFile), hintCorrupt)
 		}
 	}
 	return nil
 }
 
-// readPred returns the names of the parts that a part builds upon.
-func readPred(path string) ([]string, error) {
-	text, err := readSmall(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fail(codeMissing, path, errors.New("is missing"), `It names the parts that this one builds upon. If there are none or all are here, put {"pred": []} in its place.`)
-	}
+// pred returns the names of the parts that a part builds upon.
+func (w *walker) pred(path string) ([]string, error) {
+	text, ok, err := w.small(path)
 	if err != nil {
-		return nil, fail(codeUnreadable, path, plain(err), "")
+		return nil, err
+	}
+	if !ok {
+		return nil, fail(codeMissing, path, errors.New("is missing"), `It names the parts that this one builds upon. If there are none or all are here, put {"pred": []} in its place.`)
 	}
 	pred, err := ParsePred(text)
 	if err != nil {
@@ -607,13 +608,10 @@ func ParsePred(text []byte) ([]string, error) {
 }
 
 // listsVBuckets reports whether seqno.json says that there are rows.
-func listsVBuckets(path string) (bool, error) {
-	text, err := readSmall(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fail(codeUnreadable, path, plain(err), "")
+func (w *walker) listsVBuckets(path string) (bool, error) {
+	text, ok, err := w.small(path)
+	if err != nil || !ok {
+		return false, err
 	}
 	highest, err := ParseSeqno(text)
 	if err != nil {

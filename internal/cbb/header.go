@@ -130,11 +130,11 @@ func kindOf(m fs.FileMode) string {
 	return "file of a special kind"
 }
 
-// plain takes the path out of a file error: the message names it already.
+// plain takes the path out of a file error, since the message names it already,
+// and with it what would make it the error of an endpoint that refuses access.
 func plain(err error) error {
-	var p *fs.PathError
-	if errors.As(err, &p) {
-		return p.Err
+	if p, ok := errors.AsType[*fs.PathError](err); ok {
+		return errors.New(p.Err.Error())
 	}
 	return err
 }

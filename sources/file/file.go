@@ -34,7 +34,7 @@ func New(_ context.Context, t pump.Target, o backup.Options) (pump.Source, error
 	info, err := os.Stat(path)
 	if err != nil {
 		if pe, ok := errors.AsType[*os.PathError](err); ok {
-			err = pe.Err
+			err = errors.New(pe.Err.Error())
 		}
 		return nil, &pump.Error{Code: "file-unreadable", Op: "read " + path, Err: err}
 	}

@@ -238,7 +238,11 @@ func (s *Sink) Commit(ctx context.Context) error {
 			return err
 		}
 		s.done = true
-		return syncDir(s.dir)
+		err := syncDir(s.dir)
+		if err == nil && s.made[0] == s.dir {
+			err = syncDir(filepath.Dir(s.dir))
+		}
+		return err
 	}
 	run := filepath.Join(s.dir, s.ground.Run)
 	if err := s.rename(s.part, filepath.Join(run, filepath.Base(s.part))); err != nil {

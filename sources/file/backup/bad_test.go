@@ -397,6 +397,26 @@ func TestLinks(t *testing.T) {
 			t.Errorf("%d items, %v", len(items), err)
 		}
 	})
+	t.Run("the files beside the data", func(t *testing.T) {
+		dir, _, diff := copyGolden(t)
+		secret := filepath.Join(t.TempDir(), "secret.json")
+		replace(t, secret, []byte(`{"pred": [], "1": 1}`))
+		node := filepath.Join(diff, "bucket-beer-sample/node-localhost%3A21380")
+		for _, name := range []string{"meta.json", "seqno.json", "SHA256SUMS"} {
+			at := filepath.Join(node, name)
+			before, _ := os.ReadFile(at)
+			link(t, secret, at)
+			wantError(t, dir, "backup-link", at)
+			remove(t, at)
+			if before != nil {
+				replace(t, at, before)
+			}
+		}
+		link(t, secret, filepath.Join(diff, "bucket-beer-sample/design.json"))
+		if defs, err := open(t, dir, nil).Definitions(t.Context()); pump.CodeOf(err) != "backup-link" {
+			t.Errorf("design documents from elsewhere: %v, %v", defs, err)
+		}
+	})
 	t.Run("within the folder", func(t *testing.T) {
 		if err := os.Rename(file, filepath.Join(dir, "elsewhere")); err != nil {
 			t.Fatal(err)

@@ -169,6 +169,12 @@ func ReadAll(t testing.TB, src pump.Source, arena int) []pump.Item {
 			for i := range b.Arena() {
 				b.Arena()[i] = 0xdb
 			}
+			// As the engine does: sources may wait for it before they read on.
+			if a, ok := pump.As[pump.Acknowledger](st); ok && len(b.Marks) > 0 {
+				if err := a.Acknowledge(t.Context(), b.Marks); err != nil {
+					t.Fatalf("%s: Acknowledge: %v", st.ID(), err)
+				}
+			}
 			if errors.Is(err, io.EOF) {
 				break
 			}

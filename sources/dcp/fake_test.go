@@ -38,6 +38,7 @@ type fakeNode struct {
 	refuse   map[mcbp.Opcode]mcbp.Status
 	onAsk    func(n int) // called with mu held before the n-th answer to vbucket-details
 	asked    int
+	growing  bool // every question for seqnos finds one more
 	onAck    func(n uint32)
 
 	// stream plays a stream. n counts the requests of the node from 0. It returns
@@ -154,6 +155,11 @@ func (f *fakeNode) answer(c net.Conn, p *mcbp.Frame) ([]byte, error) {
 		var v []byte
 		for _, vb := range slices.Sorted(maps.Keys(f.high)) {
 			v = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint16(v, vb), f.high[vb])
+		}
+		if f.growing {
+			for vb := range f.high {
+				f.high[vb]++
+			}
 		}
 		return mcbp.AppendFrame(nil, h, nil, nil, v), nil
 	case mcbp.OpGetManifest:
@@ -289,4 +295,13 @@ func whole(_ int, req mcbp.StreamReq, _ net.Conn) ([]byte, error) {
 		s.marker(req.Start, req.End).items(req.Start+1, req.End)
 	}
 	return s.end(mcbp.StreamEndOK).out, nil
+}
+
+// deletion sends a deletion with a delete time.
+func (s *script) deletion(n uint64, key string) *script {
+	return s.send(mcbp.DcpMessage{Opcode: mcbp.OpDcpDeletion, Seqno: n, CAS: n, Rev: 2, Expiry: 1_700_000_000, Key: []byte(s.keys + key)})
+}
+
+func (s *script) event(n uint64, e mcbp.SystemEvent) *script {
+	return s.send(mcbp.DcpMessage{Opcode: mcbp.OpDcpSystemEvent, Seqno: n, Flags: e.Event, Version: e.Version, Key: e.Name, Value: e.AppendValue(nil)})
 }

@@ -17,13 +17,13 @@ import (
 // Stdio is the name that stands for standard input or output.
 const Stdio = "-"
 
-// Path returns the path in what follows a scheme: jsonl:FILE, jsonl://FILE and
-// jsonl:///FILE are all written.
-func Path(rest string) string {
-	if p, ok := strings.CutPrefix(rest, "//"); ok {
-		return p
+// Path returns the path that a target names. Behind a scheme it may follow two
+// slashes: jsonl:FILE and jsonl://FILE are the same.
+func Path(t pump.Target) string {
+	if t.Scheme == "file" {
+		return t.Rest
 	}
-	return rest
+	return strings.TrimPrefix(t.Rest, "//")
 }
 
 // cause is a system error under a file error. It hides that access was denied,

@@ -13,10 +13,18 @@ import (
 
 	"github.com/cbpump/cbpump/pump"
 	sinkfile "github.com/cbpump/cbpump/sinks/file"
+	sinkcsv "github.com/cbpump/cbpump/sinks/file/csv"
+	sinkdocs "github.com/cbpump/cbpump/sinks/file/docs"
+	sinkjsonl "github.com/cbpump/cbpump/sinks/file/jsonl"
+	sinktext "github.com/cbpump/cbpump/sinks/file/textproto"
 	"github.com/cbpump/cbpump/sinks/mc"
 	"github.com/cbpump/cbpump/sinks/null"
 	sinktap "github.com/cbpump/cbpump/sinks/tap"
 	sourcefile "github.com/cbpump/cbpump/sources/file"
+	sourcecsv "github.com/cbpump/cbpump/sources/file/csv"
+	sourcedocs "github.com/cbpump/cbpump/sources/file/docs"
+	sourcejsonl "github.com/cbpump/cbpump/sources/file/jsonl"
+	sourcetext "github.com/cbpump/cbpump/sources/file/textproto"
 	"github.com/cbpump/cbpump/sources/gen"
 	sourcetap "github.com/cbpump/cbpump/sources/tap"
 )
@@ -29,11 +37,19 @@ func Transfer() (*pump.Registry, error) {
 		pump.RegisterSource(r, sourcetap.Plugin()),
 		pump.RegisterSource(r, gen.Plugin()),
 		pump.RegisterSource(r, sourcefile.Plugin()),
+		pump.RegisterSource(r, sourcejsonl.Plugin()),
+		pump.RegisterSource(r, sourcecsv.Plugin()),
+		pump.RegisterSource(r, sourcedocs.Plugin()),
+		pump.RegisterSource(r, sourcetext.Plugin()),
 		pump.RegisterSink(r, mc.Plugin()),
 		pump.RegisterSink(r, mc.CBPlugin()),
 		pump.RegisterSink(r, sinktap.Plugin()),
 		pump.RegisterSink(r, null.Plugin()),
 		pump.RegisterSink(r, sinkfile.Plugin()),
+		pump.RegisterSink(r, sinkjsonl.Plugin()),
+		pump.RegisterSink(r, sinkcsv.Plugin()),
+		pump.RegisterSink(r, sinkdocs.Plugin()),
+		pump.RegisterSink(r, sinktext.Plugin()),
 	)
 }
 

@@ -20,8 +20,8 @@ func TestBuiltIns(t *testing.T) {
 		name      string
 		got, want []string
 	}{
-		{"sources of cbtransfer", transfer.Schemes(pump.RoleSource), []string{"couchbase", "file", "gen", "http", "tap"}},
-		{"sinks of cbtransfer", transfer.Schemes(pump.RoleSink), []string{"couchbase", "file", "http", "memcached", "null", "tap"}},
+		{"sources of cbtransfer", transfer.Schemes(pump.RoleSource), []string{"-", "couchbase", "csv", "file", "gen", "http", "json", "jsonl", "stdin", "tap"}},
+		{"sinks of cbtransfer", transfer.Schemes(pump.RoleSink), []string{"-", "couchbase", "csv", "file", "http", "json", "jsonl", "memcached", "null", "stdout", "tap"}},
 		{"sources of cbrecovery", recovery.Schemes(pump.RoleSource), []string{"couchbase", "http"}},
 		{"sinks of cbrecovery", recovery.Schemes(pump.RoleSink), []string{"couchbase", "http"}},
 	} {

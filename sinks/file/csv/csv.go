@@ -34,7 +34,7 @@ func Plugin() pump.SinkPlugin[Options] {
 		Doc: "csv:FILE, or a path that ends in .csv, .csv.gz or .csv.zst; csv:- is standard output. " +
 			"Deletions, items of collections and, unless encoding=base64, items that are not UTF-8 are rejected by name. The file is called FILE.partial until it is complete.",
 		New: func(_ context.Context, t pump.Target, o Options) (pump.Sink, error) {
-			s, err := New(fileio.Path(t.Rest), o)
+			s, err := New(fileio.Path(t), o)
 			if err != nil {
 				return nil, err
 			}

@@ -33,7 +33,7 @@ func Plugin() pump.SinkPlugin[Options] {
 		Doc: "jsonl:FILE, or a path that ends in .jsonl, .jsonl.gz or .jsonl.zst; jsonl:- is standard output. " +
 			"The file is called FILE.partial until it is complete.",
 		New: func(_ context.Context, t pump.Target, o Options) (pump.Sink, error) {
-			s, err := New(fileio.Path(t.Rest), o)
+			s, err := New(fileio.Path(t), o)
 			if err != nil {
 				return nil, err
 			}

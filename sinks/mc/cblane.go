@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/cbpump/cbpump/cluster"
 	"github.com/cbpump/cbpump/mcbp"
@@ -17,11 +18,22 @@ type cbLane struct {
 	view  *view
 	nodes []*node // by index in view.addrs
 
+	// known caches where collections go; nil stands for the default collection.
+	known    map[*pump.Collection]target
+	knownGen uint64
+
 	// The write that is under way.
-	to     []int // by item: index of its node, or settled
-	follow []int // items that conflict resolution refused
-	stale  bool  // the map proved wrong
+	to     []int    // by item: index of its node, or settled
+	coll   []uint32 // by item: the id of its collection
+	follow []int    // items that conflict resolution refused
+	stale  bool     // the map proved wrong
+	lost   bool     // a collection was not known
+	newer  *cluster.Map
 	stop   error // what ends the run
+
+	wire  pump.Item // the item that is being sent, as the node takes it
+	key   []byte    // of wire
+	plain []byte    // its unpacked value
 }
 
 const settled = -1
@@ -31,7 +43,8 @@ type node struct {
 	addr    string
 	conn    *cluster.Conn // nil when not connected
 	pipe    *pipe.Pipe
-	version cluster.Version
+	link    Link // in place of the two, where the dialect has its own
+	traits  Traits
 	rulings *Rulings
 	// states is what the node said when the connection was made; it is asked
 	// again when that forbids a write.
@@ -42,10 +55,16 @@ type node struct {
 	bad   map[uint16]*pump.Error
 	share int // items for this node
 	last  int // index of the last of them
+	vbs   []uint16
 	lost  error
 }
 
 func (n *node) close() error {
+	if n.link != nil {
+		err := n.link.Close()
+		n.link = nil
+		return err
+	}
 	if n.pipe == nil {
 		return nil
 	}
@@ -65,7 +84,7 @@ func (l *cbLane) Write(ctx context.Context, b *pump.Batch) error {
 	if b.Len() == 0 {
 		return nil
 	}
-	l.follow, l.stale, l.stop = l.follow[:0], false, nil
+	l.follow, l.stale, l.lost, l.newer, l.stop = l.follow[:0], false, false, nil, nil
 	if err := l.place(ctx, b); err != nil {
 		return err
 	}
@@ -87,7 +106,15 @@ func (l *cbLane) Write(ctx context.Context, b *pump.Batch) error {
 	if l.stop != nil {
 		return l.stop
 	}
-	if l.stale {
+	if l.sink.cfg.Options.Durable {
+		if err := l.persist(ctx, b); err != nil {
+			return err
+		}
+	}
+	if l.lost {
+		l.sink.collections.forget(l.knownGen)
+	}
+	if l.stale && (l.newer == nil || !l.sink.adopt(l.view, l.newer)) {
 		// Once for the whole write; a failure shows again when the items do.
 		if _, err := l.sink.refresh(ctx, l.view); err != nil && !mayRetry(err) {
 			return err
@@ -103,10 +130,13 @@ func (l *cbLane) place(ctx context.Context, b *pump.Batch) error {
 		return l.lostAll(ctx, b, err)
 	}
 	rehash, vbuckets := l.sink.cfg.Options.Rehash, len(v.owner)
-	l.to = l.to[:0]
+	if gen := l.sink.collections.gen.Load(); gen != l.knownGen || l.known == nil {
+		l.known, l.knownGen = map[*pump.Collection]target{}, gen
+	}
+	l.to, l.coll = l.to[:0], l.coll[:0]
 	for i := range b.Items {
 		it := &b.Items[i]
-		l.to = append(l.to, settled)
+		l.to, l.coll = append(l.to, settled), append(l.coll, 0)
 		if len(it.Key) == 0 || len(it.Key) > MaxKey {
 			b.Settle(i, pump.Rejected, errKey)
 			continue
@@ -115,14 +145,18 @@ func (l *cbLane) place(ctx context.Context, b *pump.Batch) error {
 			b.Settle(i, pump.Rejected, errHuge)
 			continue
 		}
-		if why := l.sink.dialect.Refuse(it); why != nil {
-			verdict := pump.Rejected
-			if why == errAddDeletes {
-				verdict = pump.Skipped
+		where, ok := l.known[it.Collection]
+		if !ok {
+			if where, err = l.sink.collection(ctx, it.Collection); err != nil {
+				return l.lostAll(ctx, b, err)
 			}
-			b.Settle(i, verdict, why)
+			l.known[it.Collection] = where
+		}
+		if where.named && len(it.Key) > MaxCollectionKey {
+			b.Settle(i, pump.Rejected, errCollectionKey)
 			continue
 		}
+		l.coll[i] = where.id
 		vb := cluster.VBucketOf(it.Key, vbuckets)
 		if it.VBucket == pump.NoVBucket || rehash {
 			it.VBucket = vb
@@ -172,7 +206,7 @@ func mayRetry(err error) bool {
 func (l *cbLane) ready(ctx context.Context, b *pump.Batch) error {
 	for _, n := range l.nodes {
 		if n != nil {
-			n.share, n.asked, n.bad, n.lost = 0, false, nil, nil
+			n.share, n.asked, n.bad, n.lost, n.vbs = 0, false, nil, nil, n.vbs[:0]
 		}
 	}
 	for i, to := range l.to {
@@ -185,7 +219,7 @@ func (l *cbLane) ready(ctx context.Context, b *pump.Batch) error {
 			n = &node{addr: addr, rulings: NewRulings(role + " node " + addr)}
 			l.nodes[to] = n
 		}
-		if n.pipe == nil && n.lost == nil {
+		if n.pipe == nil && n.link == nil && n.lost == nil {
 			n.lost = l.connect(ctx, n)
 		}
 		if n.lost != nil {
@@ -197,6 +231,19 @@ func (l *cbLane) ready(ctx context.Context, b *pump.Batch) error {
 			}
 			l.stale = true
 			l.settle(b, i, pump.Retry, n.lost)
+			continue
+		}
+		if l.coll[i] != 0 && !n.traits.Collections {
+			return &pump.Error{Class: pump.ClassUsage, Code: "no-collection", Op: "write to " + role + " node " + n.addr,
+				Err:  fmt.Errorf("the node does not know collections, and the items of %s need them", b.Items[i].Collection),
+				Hint: "finish the upgrade of all nodes to 7.0 or later first"}
+		}
+		if why := l.sink.dialect.Refuse(&b.Items[i], n.traits); why != nil {
+			verdict := pump.Rejected
+			if why == errAddDeletes {
+				verdict = pump.Skipped
+			}
+			l.settle(b, i, verdict, why)
 			continue
 		}
 		vb := b.Items[i].VBucket
@@ -227,6 +274,9 @@ func (l *cbLane) ready(ctx context.Context, b *pump.Batch) error {
 		}
 		n.share++
 		n.last = i
+		if n.link != nil && !slices.Contains(n.vbs, vb) {
+			n.vbs = append(n.vbs, vb)
+		}
 	}
 	return nil
 }
@@ -241,6 +291,14 @@ func (l *cbLane) connect(ctx context.Context, n *node) error {
 	if err != nil {
 		return err
 	}
+	if linker, ok := l.sink.dialect.(Linker); ok {
+		if n.link, n.traits, err = linker.Link(ctx, l.sink, l.view.bucket, n.addr); err != nil {
+			n.link = nil
+			return err
+		}
+		n.states, n.asked = states, true
+		return nil
+	}
 	known, _ := l.view.bucket.NodeByKV(n.addr)
 	c, err := l.sink.dialect.FindConn(ctx, l.sink.client.KV(l.view.bucket, n.addr), known.Version)
 	if err != nil {
@@ -248,7 +306,9 @@ func (l *cbLane) connect(ctx context.Context, n *node) error {
 	}
 	n.states, n.asked = states, true
 	n.conn, n.pipe = c, pipe.New(c.NetConn(), c.Reader(), l.sink.cfg.Options.Timeout)
-	n.version = known.Version
+	if n.traits = traitsOf(c, l.view.bucket); !n.traits.Modern {
+		n.traits.Version = known.Version
+	}
 	l.sink.log.Debug("connected", "node", n.addr, "for", l.sink.dialect.Name())
 	return nil
 }
@@ -256,8 +316,12 @@ func (l *cbLane) connect(ctx context.Context, n *node) error {
 // send writes the items of all nodes, in the order of the batch.
 func (l *cbLane) send(ctx context.Context, b *pump.Batch) {
 	d := l.sink.dialect
-	for _, n := range l.nodes {
-		if n != nil && n.share > 0 {
+	for at, n := range l.nodes {
+		switch {
+		case n == nil || n.share == 0:
+		case n.link != nil:
+			l.beginLink(ctx, b, at, n)
+		default:
 			fence := b.Len()
 			if d.Fenced() {
 				fence = n.last
@@ -273,38 +337,88 @@ func (l *cbLane) send(ctx context.Context, b *pump.Batch) {
 		if n.share == 0 || n.lost != nil {
 			continue
 		}
-		n.pipe.Out = d.Append(n.pipe.Out, &b.Items[i], Sending{Opaque: n.pipe.Opaque(i), Last: i == n.last, Version: n.version})
-		n.pipe.Sent()
+		it, why := l.prepare(n, &b.Items[i], l.coll[i])
+		switch {
+		case why != nil:
+			l.settle(b, i, pump.Rejected, why)
+		case n.link != nil:
+			n.link.Append(i, it)
+		default:
+			n.pipe.Out = d.Append(n.pipe.Out, it, Sending{Opaque: n.pipe.Opaque(i), Last: i == n.last, Traits: n.traits})
+			n.pipe.Sent()
+		}
 	}
 	for _, n := range l.nodes {
-		if n != nil && n.share > 0 {
+		if n != nil && n.share > 0 && n.link == nil {
 			n.pipe.End()
 		}
 	}
 }
 
+// beginLink starts a round on a link and leaves out the vbuckets that it refuses.
+func (l *cbLane) beginLink(ctx context.Context, b *pump.Batch, at int, n *node) {
+	refused, err := n.link.Begin(ctx, n.vbs)
+	if err != nil {
+		l.lose(ctx, b, at, n, err)
+		n.share = 0
+		return
+	}
+	if len(refused) == 0 {
+		return
+	}
+	l.stale = true
+	for i, to := range l.to {
+		if to != at {
+			continue
+		}
+		vb := b.Items[i].VBucket
+		why := refused[vb]
+		if why == nil {
+			continue
+		}
+		if !mayRetry(why) && l.stop == nil {
+			l.stop = why
+		}
+		n.states[vb] = mcbp.VBAbsent // ask again before the next write
+		l.settle(b, i, pump.Retry, why)
+	}
+}
+
+// prepare makes of an item what the node takes. It is good until the next call.
+func (l *cbLane) prepare(n *node, it *pump.Item, coll uint32) (*pump.Item, *pump.Error) {
+	l.wire = *it
+	w := &l.wire
+	if n.traits.Collections {
+		l.key = append(mcbp.AppendCollectionID(l.key[:0], coll), it.Key...)
+		w.Key = l.key
+	}
+	if it.Op != pump.Mutation && (!n.traits.Modern || it.Datatype&mcbp.DatatypeXattr == 0 && it.Seqno == 0) {
+		// 3.0 and 4.0 send an expired item's last value with its deletion under TAP. What
+		// a tombstone itself holds comes from sources that number their items.
+		w.Value, w.Datatype = nil, 0
+		return w, nil
+	}
+	var why *pump.Error
+	w.Value, w.Datatype, l.plain, why = n.traits.wireValue(it, l.plain)
+	return w, why
+}
+
 // settleShare waits for one node and settles its items: what it answered by the
 // answers, the rest as done when the fence was answered, else as to be retried.
 func (l *cbLane) settleShare(ctx context.Context, b *pump.Batch, at int, n *node) {
-	err := n.pipe.Wait()
-	answers := n.pipe.Answers()
-	for i := range answers {
-		a := &answers[i]
-		it := &b.Items[a.Index]
-		status := a.Header.Status()
-		if l.to[a.Index] != at || status == mcbp.StatusOK {
-			continue // the fence, or a success that nobody asked for
-		}
-		req := l.sink.dialect.Request(it)
-		r := n.rulings.Of(req, status)
-		if meta, ok := l.sink.dialect.(*metaDialect); ok && status == mcbp.StatusExists && req.withMeta() {
-			if r, ok = meta.refused(it, req); !ok {
-				l.follow = append(l.follow, a.Index)
-				l.to[a.Index] = settled
-				continue
+	var err error
+	if n.link != nil {
+		var refusals []Refusal
+		refusals, err = n.link.Wait()
+		for i := range refusals {
+			if r := &refusals[i]; l.to[r.Index] == at {
+				f := mcbp.Frame{Header: mcbp.Header{Magic: mcbp.MagicResponse, VBucket: uint16(r.Status), BodyLen: uint32(len(r.Text))}, Body: r.Text}
+				l.apply(b, n, r.Index, &f, n.rulings.Of(ReqDcp, r.Status))
 			}
 		}
-		l.apply(b, n, a.Index, status, r)
+	} else {
+		err = n.pipe.Wait()
+		l.settleAnswers(b, at, n)
 	}
 	if err != nil {
 		l.lose(ctx, b, at, n, err)
@@ -317,21 +431,76 @@ func (l *cbLane) settleShare(ctx context.Context, b *pump.Batch, at int, n *node
 	}
 }
 
-// apply settles an item as ruled.
-func (l *cbLane) apply(b *pump.Batch, n *node, i int, status mcbp.Status, r Ruling) {
-	if status == mcbp.StatusNotMyVBucket {
+func (l *cbLane) settleAnswers(b *pump.Batch, at int, n *node) {
+	answers := n.pipe.Answers()
+	for i := range answers {
+		a := &answers[i]
+		it := &b.Items[a.Index]
+		status := a.Header.Status()
+		if l.to[a.Index] != at || status == mcbp.StatusOK {
+			continue // the fence, or a success that nobody asked for
+		}
+		req := l.sink.dialect.Request(it, n.traits)
+		r := n.rulings.Of(req, status)
+		if meta, ok := l.sink.dialect.(*metaDialect); ok && status == mcbp.StatusExists && req.withMeta() {
+			if r, ok = meta.refused(it, req, n.traits); !ok {
+				l.follow = append(l.follow, a.Index)
+				l.to[a.Index] = settled
+				continue
+			}
+		}
+		f := n.pipe.Frame(a)
+		l.apply(b, n, a.Index, &f, r)
+	}
+	if where := n.pipe.Map(); len(where) > 0 && n.conn != nil {
+		if m, err := n.conn.MapFrom(where); err == nil && (l.newer == nil || m.Newer(l.newer)) {
+			l.newer = &m
+		}
+	}
+}
+
+// apply settles an item as ruled on the answer f.
+func (l *cbLane) apply(b *pump.Batch, n *node, i int, f *mcbp.Frame, r Ruling) {
+	vb := b.Items[i].VBucket
+	switch f.Status() {
+	case mcbp.StatusNotMyVBucket:
 		l.stale = true
-		n.states[b.Items[i].VBucket] = mcbp.VBAbsent // ask again before the next write
+		n.states[vb] = mcbp.VBAbsent // ask again before the next write
+	case mcbp.StatusUnknownCollection:
+		l.lost = true
+		if n.link == nil && n.states[vb] != mcbp.VBActive {
+			r = Ruling{Stop: true, Cause: &pump.Error{Code: "replica-collection", Op: r.Cause.Op,
+				Err:  fmt.Errorf("vbucket %d is %s there and does not know collection %s", vb, n.states[vb], b.Items[i].Collection),
+				Hint: "such a vbucket learns of collections only from a DCP stream: recover with the DCP engine (dcp://)"}}
+		}
 	}
 	l.to[i] = settled
 	switch {
 	case r.Stop:
-		l.stop = r.Cause // the item stays unconfirmed
+		l.stop = l.named(n, f, r.Cause) // the item stays unconfirmed
 	case r.Cause != nil:
 		b.Settle(i, r.Verdict, r.Cause)
 	default:
 		b.Settle(i, r.Verdict, nil)
 	}
+}
+
+// named adds to a refusal of access which permission is missing, as the node says.
+func (l *cbLane) named(n *node, f *mcbp.Frame, cause *pump.Error) error {
+	if cause.Class != pump.ClassDenied || !n.traits.Modern {
+		return cause
+	}
+	var said error
+	if n.link != nil {
+		said = n.link.Explain("write", f)
+	} else {
+		said = n.conn.Refused("write", f)
+	}
+	e := *cause
+	if hint := pump.HintOf(said); hint != "" {
+		e.Hint = hint
+	}
+	return &e
 }
 
 // lose gives up a connection; what it has not confirmed is unknown, not failed.
@@ -341,6 +510,11 @@ func (l *cbLane) lose(ctx context.Context, b *pump.Batch, at int, n *node, err e
 		return
 	}
 	l.stale = true
+	var said *pump.Error
+	if errors.As(err, &said) && !mayRetry(err) {
+		l.stop = err // a link knows why, and that it is final
+		return
+	}
 	lost := &pump.Error{Class: pump.ClassUnreachable, Code: "destination-lost", Retry: true,
 		Op: fmt.Sprintf("write to %s node %s", role, n.addr), Err: err}
 	if errors.Is(err, mcbp.ErrMagic) || errors.Is(err, mcbp.ErrLength) || errors.Is(err, mcbp.ErrTooLarge) {

@@ -25,6 +25,10 @@ type CBOptions struct {
 	ConflictResolution bool          `opt:"conflict-resolution" default:"true" help:"keep what the destination holds where that is newer; false overwrites it"`
 	WithMeta           bool          `opt:"with-meta" default:"true" help:"keep CAS and revision; false stores plain items, which get a new CAS and revision and overwrite without conflict resolution"`
 	Rehash             bool          `opt:"rehash" default:"false" help:"compute each item's vbucket from its key instead of taking the source's: needed where the two clusters have different numbers of vbuckets"`
+	MapCollections     string        `opt:"map-collections" help:"where collections go, as a.b=c.d: collection b of scope a into collection d of scope c; several are separated by commas (7.0 and later)"`
+	CreateCollections  bool          `opt:"create-collections" default:"false" help:"create scopes and collections that the destination does not have (7.0 and later)"`
+	Uncompress         bool          `opt:"uncompress" default:"false" help:"undo snappy compression of values where the destination cannot store it; without it such items are rejected"`
+	Durable            bool          `opt:"durable" default:"false" help:"count an item as done only when the node has written it to disk, which is slower"`
 	Timeout            time.Duration `opt:"timeout" default:"30s" help:"silence of a node after which a connection is given up"`
 }
 
@@ -61,12 +65,14 @@ type CBConfig struct {
 func CBPlugin() pump.SinkPlugin[CBOptions] {
 	return pump.SinkPlugin[CBOptions]{
 		Schemes: []string{"http", "couchbase"},
-		Summary: "a bucket of a Couchbase cluster up to 4.x: http://host[:8091]",
+		Summary: "a bucket of a Couchbase cluster: http://host[:8091]",
 		Doc: "Each item goes to the node that has its vbucket, with its CAS, revision, flags and expiry. What the destination holds is kept where it is newer (skipped), and counts as done where it is the same, so that a copy can be repeated. " +
 			"Items that have neither CAS nor revision (generated ones, some files) are stored as plain items.\n\n" +
 			"Only vbuckets that are active at their node are written: a pending one would park the request for ever. " +
 			"With operation=add nothing that the destination holds is changed, so deletions are skipped. " +
-			"Values compressed with snappy and values with extended attributes are rejected: servers up to 4.x cannot hold them as such. " +
+			"Compressed values, extended attributes and datatypes are kept from 5.0 on; servers up to 4.x cannot hold them, so such items are rejected (compressed ones are unpacked with uncompress=true). " +
+			"From 5.0 on servers refuse items without a CAS: they get a new one, and in a last-write-wins bucket lose against what is there. " +
+			"From 7.0 on items go to the collection of the same name (map-collections, create-collections); a maximum time to live of the collection changes their expiry. " +
 			"Nodes up to 2.5 take an expiry up to 30 days after 1970 for a span from now; such an expiry is stored there as a later one that is over too.",
 		New: func(ctx context.Context, t pump.Target, o CBOptions) (pump.Sink, error) {
 			return NewCB(ctx, CBConfig{URL: t.Name(), Env: t.Env, Options: o})
@@ -88,11 +94,12 @@ type Dialect interface {
 	// which the bucket's map gives to nobody. An error of it ends the run unless
 	// another try may help.
 	FindOwners(ctx context.Context, s *CBSink, b *cluster.Bucket, missing []uint16) (map[uint16][]string, error)
-	// Refuse returns why an item cannot be sent at all, or nil.
-	Refuse(it *pump.Item) *pump.Error
+	// Refuse returns why an item cannot be sent at all to a node, or nil.
+	Refuse(it *pump.Item, t Traits) *pump.Error
 	// Request says which kind of request Append makes of an item.
-	Request(it *pump.Item) Request
-	// Append appends the request for an item, which Refuse let pass.
+	Request(it *pump.Item, t Traits) Request
+	// Append appends the request for an item, which Refuse let pass. Its key, value
+	// and datatype are as the node takes them.
 	Append(dst []byte, it *pump.Item, to Sending) []byte
 	// Fenced reports that the last request of a round is answered in any case and
 	// so ends it; else a NOOP does.
@@ -101,9 +108,39 @@ type Dialect interface {
 
 // Sending says how an item is sent.
 type Sending struct {
-	Opaque  uint32
-	Last    bool // nothing more follows on this connection in this round
-	Version cluster.Version
+	Opaque uint32
+	Last   bool // nothing more follows on this connection in this round
+	Traits
+}
+
+// Linker is a Dialect whose items do not travel as single requests: it makes its
+// own connections. FindConn, Append and Fenced are not called then.
+type Linker interface {
+	Link(ctx context.Context, s *CBSink, b *cluster.Bucket, addr string) (Link, Traits, error)
+}
+
+// Link is a lane's connection to one node. One goroutine uses it; what it sends
+// and waits for in one Write is a round.
+type Link interface {
+	// Begin starts a round. vbs are the vbuckets of the items that follow, and an
+	// entry says which of them cannot be written: their items are left out.
+	Begin(ctx context.Context, vbs []uint16) (refused map[uint16]*pump.Error, err error)
+	// Append sends an item, whose index in the batch is i and whose key, value and
+	// datatype are as the node takes them. Errors are kept for Wait.
+	Append(i int, it *pump.Item)
+	// Wait ends the round. Without an error every item that is not refused is
+	// confirmed (invariant 1); after one the link is of no more use.
+	Wait() ([]Refusal, error)
+	// Explain is the error of the connection for an answer that ends the run.
+	Explain(op string, f *mcbp.Frame) error
+	Close() error
+}
+
+// Refusal is an item that the node of a Link refused.
+type Refusal struct {
+	Index  int
+	Status mcbp.Status
+	Text   []byte // what the node said
 }
 
 // CBSink writes to a bucket of a cluster, each item to the node that has its
@@ -117,7 +154,10 @@ type CBSink struct {
 	view   atomic.Pointer[view]
 	laneOf []int // lane of each vbucket; fixed by Lanes
 
+	collections collections
+
 	mu  sync.Mutex      // held while the view is replaced
+	rev [2]int64        // epoch and revision of the last map that a node sent
 	via *cluster.Client // the node that answered last
 	// ask returns a client of another node. It is a function so that no printed
 	// sink shows the password (invariant 9).
@@ -171,7 +211,14 @@ func NewBase(cfg CBConfig, d Dialect) (*CBSink, error) {
 		return nil, err
 	}
 	cfg.Password = ""
-	return &CBSink{cfg: cfg, client: client, dialect: d, log: cfg.Log, via: client, ask: ask}, nil
+	mapping, err := parseMapping(cfg.Options.MapCollections)
+	if err != nil {
+		return nil, pump.Usagef("%s: option map-collections %w", role, err)
+	}
+	return &CBSink{
+		collections: collections{mapping: mapping},
+		cfg:         cfg, client: client, dialect: d, log: cfg.Log, via: client, ask: ask,
+	}, nil
 }
 
 // Client returns the client of the destination's REST port.
@@ -210,13 +257,22 @@ func (s *CBSink) refresh(ctx context.Context, wrong *view) (*view, error) {
 	if err := b.RequireVBuckets(role); err != nil {
 		return nil, err
 	}
-	v := &view{bucket: b, owner: make([]int, b.Map.Len())}
+	v := s.newView(b, old)
 	if old != nil {
 		if len(old.owner) != len(v.owner) {
 			return nil, &pump.Error{Code: "vbucket-count", Op: s.op("read its map"),
 				Err:  fmt.Errorf("the bucket had %d vbuckets and now has %d", len(old.owner), len(v.owner)),
 				Hint: "somebody deleted the bucket and made it again; find out who, then run again"}
 		}
+		s.log.Debug("read the vbucket map again", "bucket", b.Name)
+	}
+	s.view.Store(v)
+	return v, nil
+}
+
+func (s *CBSink) newView(b *cluster.Bucket, old *view) *view {
+	v := &view{bucket: b, owner: make([]int, b.Map.Len())}
+	if old != nil {
 		v.addrs = slices.Clone(old.addrs)
 	}
 	for vb := range v.owner {
@@ -227,11 +283,32 @@ func (s *CBSink) refresh(ctx context.Context, wrong *view) (*view, error) {
 			v.own(vb, addr)
 		}
 	}
-	s.view.Store(v)
-	if old != nil {
-		s.log.Debug("read the vbucket map again", "bucket", b.Name)
+	return v
+}
+
+// adopt takes the map that a node sent with a NOT_MY_VBUCKET answer in place of
+// the one that the caller found wrong. A map that is older than one seen before, or
+// that changes nothing, does not help: the REST port must be asked.
+func (s *CBSink) adopt(wrong *view, m *cluster.Map) (helped bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.view.Load()
+	if old != wrong {
+		return true
 	}
-	return v, nil
+	if m.Len() != len(old.owner) || m.RevEpoch < s.rev[0] || m.RevEpoch == s.rev[0] && m.Rev <= s.rev[1] {
+		return false
+	}
+	s.rev = [2]int64{m.RevEpoch, m.Rev}
+	b := *old.bucket
+	b.Map = *m
+	v := s.newView(&b, old)
+	if slices.Equal(v.owner, old.owner) {
+		return false
+	}
+	s.view.Store(v)
+	s.log.Debug("took the vbucket map of a node", "bucket", b.Name, "revision", m.Rev)
+	return true
 }
 
 // describe reads the bucket's description from the node that gave it last, and

@@ -14,7 +14,12 @@ import (
 	"github.com/cbpump/cbpump/pump"
 )
 
-var v25, v40 = cluster.Version{Major: 2, Minor: 5, Patch: 1}, cluster.Version{Major: 4}
+var (
+	v25 = Traits{Version: cluster.Version{Major: 2, Minor: 5, Patch: 1}}
+	v40 = Traits{Version: cluster.Version{Major: 4}}
+	v66 = Traits{Version: cluster.Version{Major: 6, Minor: 6}, Modern: true, JSON: true, Snappy: true, Xattr: true}
+	lww = Traits{Version: cluster.Version{Major: 6, Minor: 6}, Modern: true, JSON: true, Snappy: true, Xattr: true, LWW: true}
+)
 
 func frame(t testing.TB, packet []byte) mcbp.Frame {
 	t.Helper()
@@ -62,7 +67,7 @@ func TestCapturedWithMeta(t *testing.T) {
 				o := DefaultCBOptions()
 				o.ConflictResolution = want.Options != mcbp.MetaForce
 				d := &metaDialect{o: o}
-				f = frame(t, d.Append(nil, &it, Sending{Opaque: want.Opaque, Version: v40}))
+				f = frame(t, d.Append(nil, &it, Sending{Opaque: want.Opaque, Traits: v40}))
 				if err := got.Parse(&f); err != nil {
 					t.Fatal(err)
 				}
@@ -75,9 +80,9 @@ func TestCapturedWithMeta(t *testing.T) {
 					if r.Opaque != want.Opaque {
 						continue
 					}
-					switch s, req := mcbp.Status(r.Status), d.Request(&it); {
+					switch s, req := mcbp.Status(r.Status), d.Request(&it, v40); {
 					case s == mcbp.StatusExists:
-						if _, ruled := d.refused(&it, req); ruled {
+						if _, ruled := d.refused(&it, req, v40); ruled {
 							t.Errorf("request %d: refused without a look at the destination", n)
 						}
 					case NewRulings("test").Of(req, s).Verdict == pump.Done:
@@ -156,12 +161,12 @@ func TestCompare(t *testing.T) {
 	del := func(rev, cas uint64) pump.Item { return pump.Item{Op: pump.Deletion, RevSeqno: rev, CAS: cas} }
 	const none = pump.Unconfirmed
 	for name, tc := range map[string]struct {
-		it      pump.Item
-		have    *mcbp.ItemMeta
-		version cluster.Version
-		want    pump.Verdict
-		op      mcbp.Opcode
-		cas     uint64
+		it     pump.Item
+		have   *mcbp.ItemMeta
+		traits Traits
+		want   pump.Verdict
+		req    Request
+		guard  uint64
 	}{
 		"same":                        {mut(3, 9, 0, 1), live(3, 9, 0, 1), v40, pump.Done, 0, 0},
 		"same, 1970 on 2.5":           {mut(3, 9, 5, 1), live(3, 9, relativeLimit+1, 1), v25, pump.Done, 0, 0},
@@ -174,27 +179,38 @@ func TestCompare(t *testing.T) {
 		"deleted later":               {mut(3, 9, 0, 1), dead(4, 9), v40, pump.Skipped, 0, 0},
 		"deleted at the same time":    {mut(3, 9, 0, 1), dead(3, 9), v40, pump.Skipped, 0, 0},
 		"deleted earlier":             {mut(3, 9, 0, 1), dead(2, 9), v40, pump.Retry, 0, 0},
-		"no cas, older there":         {mut(3, 0, 0, 1), live(2, 9, 0, 1), v40, none, mcbp.OpSetQ, 9},
+		"no cas, older there":         {mut(3, 0, 0, 1), live(2, 9, 0, 1), v40, none, ReqSet, 9},
 		"no cas, later there":         {mut(3, 0, 0, 1), live(4, 9, 0, 1), v40, pump.Skipped, 0, 0},
 		"no cas, same rev there":      {mut(3, 0, 0, 1), live(3, 9, 0, 1), v40, pump.Skipped, 0, 0},
-		"no cas, absent":              {mut(3, 0, 0, 1), nil, v40, none, mcbp.OpAddQ, 0},
-		"no cas, deleted earlier":     {mut(3, 0, 0, 1), dead(2, 9), v40, none, mcbp.OpAddQ, 0},
+		"no cas, absent":              {mut(3, 0, 0, 1), nil, v40, none, ReqAdd, 0},
+		"no cas, deleted earlier":     {mut(3, 0, 0, 1), dead(2, 9), v40, none, ReqAdd, 0},
 		"no cas, deleted later":       {mut(3, 0, 0, 1), dead(4, 9), v40, pump.Skipped, 0, 0},
-		"all ones":                    {mut(3, ^uint64(0), 0, 1), live(2, 9, 0, 1), v40, none, mcbp.OpSetQ, 9},
+		"all ones":                    {mut(3, ^uint64(0), 0, 1), live(2, 9, 0, 1), v40, none, ReqSet, 9},
 		"deletion, absent":            {del(3, 9), nil, v40, pump.Done, 0, 0},
 		"deletion, deleted":           {del(3, 9), dead(8, 9), v40, pump.Done, 0, 0},
 		"deletion, later there":       {del(3, 9), live(4, 9, 0, 0), v40, pump.Skipped, 0, 0},
 		"deletion, same there":        {del(3, 9), live(3, 9, 0, 0), v40, pump.Skipped, 0, 0},
 		"deletion, older there":       {del(3, 9), live(2, 9, 0, 0), v40, pump.Retry, 0, 0},
-		"deletion no cas, older":      {del(3, 0), live(2, 9, 0, 0), v40, none, mcbp.OpDeleteQ, 9},
+		"deletion no cas, older":      {del(3, 0), live(2, 9, 0, 0), v40, none, ReqDelete, 9},
 		"deletion no cas, later":      {del(3, 0), live(4, 9, 0, 0), v40, pump.Skipped, 0, 0},
 		"deletion no cas, same rev":   {del(3, 0), live(3, 9, 0, 0), v40, pump.Skipped, 0, 0},
+		"6.6, same, limited expiry":   {mut(3, 9, 0, 1), live(3, 9, 1800000000, 1), v66, pump.Done, 0, 0},
+		"6.6, no cas, older there":    {mut(3, 0, 0, 1), live(2, 9, 0, 1), v66, none, ReqSetMeta, 9},
+		"6.6, no cas, absent":         {mut(3, 0, 0, 1), nil, v66, none, ReqAddMeta, 0},
+		"6.6, deletion no cas, older": {del(3, 0), live(2, 9, 0, 0), v66, none, ReqDeleteMeta, 9},
+		"lww, later cas there":        {mut(9, 3, 0, 1), live(1, 4, 0, 1), lww, pump.Skipped, 0, 0},
+		"lww, earlier cas there":      {mut(1, 4, 0, 1), live(9, 3, 0, 1), lww, pump.Retry, 0, 0},
+		"lww, same":                   {mut(1, 4, 0, 1), live(1, 4, 0, 1), lww, pump.Done, 0, 0},
+		"lww, no cas, something":      {mut(9, 0, 0, 1), live(1, 4, 0, 1), lww, pump.Skipped, 0, 0},
+		"lww, no cas, tombstone":      {mut(9, 0, 0, 1), dead(1, 4), lww, pump.Skipped, 0, 0},
+		"lww, no cas, absent":         {mut(9, 0, 0, 1), nil, lww, none, ReqAddMeta, 0},
+		"lww, deletion, later cas":    {del(9, 3), live(1, 4, 0, 0), lww, pump.Skipped, 0, 0},
 		"deletion no cas, tombstoned": {del(3, 0), dead(3, 9), v25, pump.Done, 0, 0},
 	} {
 		d := &metaDialect{o: DefaultCBOptions()}
-		r, w := d.compare(&tc.it, tc.version, tc.have)
-		if r.Verdict != tc.want || w.op != tc.op || w.cas != tc.cas || (r.Cause == nil) != (tc.want == pump.Done || tc.want == none) {
-			t.Errorf("%s: %s (%v), then %s with cas %d", name, r.Verdict, r.Cause, mcbp.OpcodeName(w.op), w.cas)
+		r, w := d.compare(&tc.it, tc.traits, tc.have)
+		if r.Verdict != tc.want || w.req != tc.req || w.guard != tc.guard || (r.Cause == nil) != (tc.want == pump.Done || tc.want == none) {
+			t.Errorf("%s: %s (%v), then %+v", name, r.Verdict, r.Cause, w)
 		}
 	}
 }
@@ -223,21 +239,24 @@ func TestCompareProperty(t *testing.T) {
 // TestRulings is the status table of the design notes.
 func TestRulings(t *testing.T) {
 	const stop = pump.Unconfirmed
-	all := []Request{ReqSet, ReqAdd, ReqDelete, ReqSetMeta, ReqAddMeta, ReqDeleteMeta, ReqTap}
+	all := []Request{ReqSet, ReqAdd, ReqDelete, ReqSetMeta, ReqAddMeta, ReqDeleteMeta, ReqTap, ReqDcp}
 	for status, want := range map[mcbp.Status][]pump.Verdict{
-		mcbp.StatusOK:           {pump.Done, pump.Done, pump.Done, pump.Done, pump.Done, pump.Done, pump.Done},
-		mcbp.StatusNotFound:     {stop, stop, pump.Done, stop, stop, pump.Done, pump.Done},
-		mcbp.StatusExists:       {pump.Retry, pump.Skipped, pump.Retry, pump.Skipped, pump.Skipped, pump.Skipped, pump.Rejected},
-		mcbp.StatusTooBig:       {pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected},
-		mcbp.StatusInvalid:      {pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected},
-		mcbp.StatusNotMyVBucket: {pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry},
-		mcbp.StatusNoMemory:     {pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry},
-		mcbp.StatusBusy:         {pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry},
-		mcbp.StatusTmpFail:      {pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry},
-		mcbp.StatusAuthError:    {stop, stop, stop, stop, stop, stop, stop},
-		mcbp.StatusAccess:       {stop, stop, stop, stop, stop, stop, stop},
-		mcbp.StatusUnknown:      {stop, stop, stop, stop, stop, stop, stop},
-		mcbp.Status(0x7777):     {stop, stop, stop, stop, stop, stop, stop},
+		mcbp.StatusOK:                {pump.Done, pump.Done, pump.Done, pump.Done, pump.Done, pump.Done, pump.Done, pump.Done},
+		mcbp.StatusNotFound:          {stop, stop, pump.Done, stop, stop, pump.Done, pump.Done, stop},
+		mcbp.StatusExists:            {pump.Retry, pump.Skipped, pump.Retry, pump.Skipped, pump.Skipped, pump.Skipped, pump.Rejected, pump.Rejected},
+		mcbp.StatusTooBig:            {pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected},
+		mcbp.StatusInvalid:           {pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected},
+		mcbp.StatusNotMyVBucket:      {pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry},
+		mcbp.StatusNoMemory:          {pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry},
+		mcbp.StatusBusy:              {pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry},
+		mcbp.StatusTmpFail:           {pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry},
+		mcbp.StatusAuthError:         {stop, stop, stop, stop, stop, stop, stop, stop},
+		mcbp.StatusAccess:            {stop, stop, stop, stop, stop, stop, stop, stop},
+		mcbp.StatusUnknown:           {stop, stop, stop, stop, stop, stop, stop, stop},
+		mcbp.StatusXattrInvalid:      {pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected, pump.Rejected},
+		mcbp.StatusSyncInProgress:    {pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry},
+		mcbp.StatusUnknownCollection: {pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry, pump.Retry},
+		mcbp.Status(0x7777):          {stop, stop, stop, stop, stop, stop, stop, stop},
 	} {
 		r := NewRulings("somewhere")
 		for i, req := range all {
@@ -248,6 +267,106 @@ func TestRulings(t *testing.T) {
 			if got.Cause != nil && (!strings.Contains(got.Cause.Error(), "somewhere") || !strings.Contains(got.Cause.Error(), "0x")) {
 				t.Errorf("%s: %v names neither place nor status", mcbp.StatusName(status), got.Cause)
 			}
+		}
+	}
+}
+
+// TestOptions is the table of *_WITH_META options of the design notes, on every
+// combination of bucket, node and wish.
+func TestOptions(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		o := DefaultCBOptions()
+		o.ConflictResolution = rapid.Bool().Draw(rt, "resolve")
+		o.WithMeta = rapid.Bool().Draw(rt, "with-meta")
+		force := rapid.Bool().Draw(rt, "force")
+		if force {
+			o.ConflictResolution = false
+		}
+		tr := rapid.SampledFrom([]Traits{v25, v40, v66, lww, {Version: cluster.Version{Major: 4, Minor: 6}, LWW: true}}).Draw(rt, "traits")
+		it := pump.Item{
+			CAS: rapid.SampledFrom([]uint64{0, 1, 1 << 60, ^uint64(0)}).Draw(rt, "cas"), RevSeqno: rapid.Uint64Range(0, 2).Draw(rt, "rev"),
+			Datatype: rapid.SampledFrom([]uint8{0, 1, 4, 5}).Draw(rt, "datatype"), Value: []byte("v"),
+		}
+		d := &metaDialect{o: o, replicas: force}
+		got := d.options(&it, tr)
+		plain := !d.Request(&it, tr).withMeta()
+		has := func(bit uint32) bool { return got&bit != 0 }
+		rule := func(ok bool, what string) {
+			if !ok {
+				rt.Fatalf("%s: options %#x, plain %v, for %+v at %+v", what, got, plain, it, tr)
+			}
+		}
+		rule(!force || has(mcbp.MetaForce) && !plain, "replicas take only forced requests with metadata")
+		rule(force || !has(mcbp.MetaForce) || !tr.Modern, "from 5.0 on only a recovery writes into replicas")
+		rule(!has(mcbp.MetaForce) || !has(mcbp.MetaSkipConflict), "one of force and skip")
+		rule(tr.Modern || !has(mcbp.MetaSkipConflict|mcbp.MetaRegenerateCAS), "older nodes do not know them")
+		rule(!has(mcbp.MetaRegenerateCAS) || has(mcbp.MetaForce|mcbp.MetaSkipConflict), "a new CAS needs force or skip")
+		rule(!has(mcbp.MetaRegenerateCAS) || badCAS(it.CAS), "a good CAS is kept")
+		rule(has(mcbp.MetaLWW) == (tr.LWW && !has(mcbp.MetaRegenerateCAS)), "last-write-wins buckets are told, others never")
+		if tr.Modern && badCAS(it.CAS) && !plain && !o.ConflictResolution {
+			rule(has(mcbp.MetaRegenerateCAS), "without conflict resolution a CAS that is none would never be stored")
+		}
+		if o.ConflictResolution && !plain && it.Datatype&4 == 0 {
+			rule(got&^mcbp.MetaLWW == 0, "conflict resolution stays on")
+		}
+		rule(o.ConflictResolution || got != 0, "without conflict resolution there is an option")
+	})
+}
+
+// TestCapturedModernWithMeta: what was recorded of 6.0, 6.6 and 7.0 is what goes
+// out for the same items, wherever the recorded options are ones that we choose.
+func TestCapturedModernWithMeta(t *testing.T) {
+	all, err := capture.Select(func(name string) bool { return name[0] >= '6' && strings.Contains(name, "withmeta") })
+	if err != nil || len(all) < 30 {
+		t.Fatalf("%d captures, %v", len(all), err)
+	}
+	checked := map[uint32]int{}
+	for _, c := range all {
+		status := map[uint32]mcbp.Status{}
+		for _, r := range c.Replies {
+			status[r.Opaque] = mcbp.Status(r.Status)
+		}
+		packets, _ := c.Packets(capture.Client)
+		for _, p := range packets {
+			f := frame(t, p)
+			var want mcbp.WithMeta
+			switch f.Opcode {
+			case mcbp.OpSetWithMeta, mcbp.OpAddWithMeta, mcbp.OpDeleteWithMeta:
+			default:
+				continue
+			}
+			s, answered := status[f.Opaque]
+			if want.Parse(&f) != nil || !answered || s != mcbp.StatusOK || want.HasOptions && want.Options == 0 {
+				continue
+			}
+			o := DefaultCBOptions()
+			if f.Opcode == mcbp.OpAddWithMeta {
+				o.Operation = "add"
+			}
+			tr := v66
+			tr.LWW = strings.Contains(c.Name, "lww")
+			o.ConflictResolution = want.Options&^mcbp.MetaLWW == 0
+			d := &metaDialect{o: o, replicas: want.Options&mcbp.MetaForce != 0}
+			it := pump.Item{VBucket: want.VBucket, Datatype: want.Datatype, Flags: want.Meta.Flags, Expiry: want.Meta.Expiry, CAS: want.Meta.CAS,
+				RevSeqno: want.Meta.Rev, Key: want.Key, Value: want.Value}
+			if f.Opcode == mcbp.OpDeleteWithMeta {
+				it.Op = pump.Deletion
+			}
+			if want.Options&mcbp.MetaRegenerateCAS != 0 {
+				it.CAS = 0 // recorded with a good one, which we would keep
+			}
+			want.Opcode++ // quiet
+			want.Meta.CAS = it.CAS
+			got := d.Append(nil, &it, Sending{Opaque: want.Opaque, Traits: tr})
+			if !bytes.Equal(got, want.Append(nil)) {
+				t.Errorf("%s: %s sends\n%x, recorded\n%x", c.Name, mcbp.OpcodeName(f.Opcode), got, want.Append(nil))
+			}
+			checked[want.Options]++
+		}
+	}
+	for _, o := range []uint32{0, 1, 2, 3, 5, 8, 10} {
+		if checked[o] == 0 {
+			t.Errorf("no recording with options %d was compared: %v", o, checked)
 		}
 	}
 }

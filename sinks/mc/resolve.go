@@ -9,7 +9,7 @@ import (
 
 // resolve finds out what became of the items that conflict resolution refused:
 // it asks for the destination's metadata in one more round, and writes what is
-// left (items whose CAS the server does not take) plainly in another.
+// left (items whose CAS the server does not take) with a new CAS in another.
 func (l *cbLane) resolve(ctx context.Context, b *pump.Batch) {
 	d, ok := l.sink.dialect.(*metaDialect)
 	if !ok {
@@ -17,9 +17,14 @@ func (l *cbLane) resolve(ctx context.Context, b *pump.Batch) {
 	}
 	have := make(map[int]*mcbp.ItemMeta, len(l.follow))
 	l.round(ctx, b, l.follow, func(n *node, i int) {
-		n.pipe.Out = mcbp.AppendGetMeta(n.pipe.Out, n.pipe.Opaque(i), b.Items[i].VBucket, b.Items[i].Key)
-	}, func(n *node, i int, status mcbp.Status, f *mcbp.Frame) {
-		switch status {
+		l.wire.Key = b.Items[i].Key
+		if n.traits.Collections {
+			l.key = append(mcbp.AppendCollectionID(l.key[:0], l.coll[i]), b.Items[i].Key...)
+			l.wire.Key = l.key
+		}
+		n.pipe.Out = mcbp.AppendGetMeta(n.pipe.Out, n.pipe.Opaque(i), b.Items[i].VBucket, l.wire.Key)
+	}, func(n *node, i int, f *mcbp.Frame) {
+		switch status := f.Status(); status {
 		case mcbp.StatusOK:
 			m, err := mcbp.ParseGetMeta(f)
 			if err != nil {
@@ -30,13 +35,13 @@ func (l *cbLane) resolve(ctx context.Context, b *pump.Batch) {
 		case mcbp.StatusNotFound:
 			have[i] = nil
 		default:
-			l.apply(b, n, i, status, n.rulings.Of(ReqGet, status))
+			l.apply(b, n, i, f, n.rulings.Of(ReqGet, status))
 		}
 	})
 	if l.stop != nil || ctx.Err() != nil {
 		return
 	}
-	plain := map[int]plainWrite{}
+	writes := map[int]lastWrite{}
 	var left []int
 	for _, i := range l.follow {
 		if b.Verdict(i) != pump.Unconfirmed {
@@ -47,49 +52,60 @@ func (l *cbLane) resolve(ctx context.Context, b *pump.Batch) {
 			b.Settle(i, pump.Retry, errChanged)
 			continue
 		}
-		r, w := d.compare(&b.Items[i], l.nodes[l.view.owner[b.Items[i].VBucket]].version, meta)
+		r, w := d.compare(&b.Items[i], l.nodes[l.view.owner[b.Items[i].VBucket]].traits, meta)
 		switch {
 		case r.Cause != nil:
 			b.Settle(i, r.Verdict, r.Cause)
 		case r.Verdict == pump.Done:
 			b.Done(i)
 		default:
-			plain[i] = w
+			writes[i] = w
 			left = append(left, i)
 		}
 	}
 	if len(left) == 0 {
 		return
 	}
-	// The metadata was read after the whole batch was sent: a plain write of an
+	// The metadata was read after the whole batch was sent: a write of an
 	// item now would overwrite later states of its key (invariant 5). Such an item
 	// shares the fate of the last one.
-	last := map[string]int{}
+	type document struct {
+		collection uint32
+		key        string
+	}
+	of := func(i int) document { return document{l.coll[i], string(b.Items[i].Key)} }
+	last := map[document]int{}
 	for i := range b.Items {
 		if v := b.Verdict(i); v != pump.Rejected {
-			last[string(b.Items[i].Key)] = i
+			last[of(i)] = i
 		}
 	}
 	var write []int
 	for _, i := range left {
-		if last[string(b.Items[i].Key)] == i {
+		if last[of(i)] == i {
 			write = append(write, i)
 		}
 	}
 	l.round(ctx, b, write, func(n *node, i int) {
-		it, w := &b.Items[i], plain[i]
-		if w.op == mcbp.OpDeleteQ {
-			n.pipe.Out = mcbp.AppendKeyed(n.pipe.Out, w.op, n.pipe.Opaque(i), it.VBucket, w.cas, it.Key)
-			return
+		it, _ := l.prepare(n, &b.Items[i], l.coll[i]) // it was sent before, so it can be read
+		w, opaque := writes[i], n.pipe.Opaque(i)
+		switch w.req {
+		case ReqDelete:
+			n.pipe.Out = mcbp.AppendKeyed(n.pipe.Out, mcbp.OpDeleteQ, opaque, it.VBucket, w.guard, it.Key)
+		case ReqAdd:
+			n.pipe.Out = appendStore(n.pipe.Out, mcbp.OpAddQ, it, opaque, 0)
+		case ReqSet:
+			n.pipe.Out = appendStore(n.pipe.Out, mcbp.OpSetQ, it, opaque, w.guard)
+		default:
+			n.pipe.Out = appendMeta(n.pipe.Out, w.req, it, Sending{Opaque: opaque, Traits: n.traits}, mcbp.MetaSkipConflict|mcbp.MetaRegenerateCAS, w.guard)
 		}
-		n.pipe.Out = mcbp.AppendStore(n.pipe.Out, w.op, n.pipe.Opaque(i), it.VBucket, w.cas, it.Flags, AbsoluteExpiry(it.Expiry), it.Key, it.Value)
-	}, func(n *node, i int, status mcbp.Status, _ *mcbp.Frame) {
-		switch {
+	}, func(n *node, i int, f *mcbp.Frame) {
+		switch status := f.Status(); {
 		case status == mcbp.StatusOK:
-		case status == mcbp.StatusExists, status == mcbp.StatusNotFound && plain[i].req != ReqDelete:
+		case status == mcbp.StatusExists, status == mcbp.StatusNotFound && !writes[i].req.deletes():
 			b.Settle(i, pump.Retry, errChanged)
 		default:
-			l.apply(b, n, i, status, n.rulings.Of(plain[i].req, status))
+			l.apply(b, n, i, f, n.rulings.Of(writes[i].req, status))
 		}
 	})
 	if ctx.Err() != nil || l.stop != nil {
@@ -101,7 +117,7 @@ func (l *cbLane) resolve(ctx context.Context, b *pump.Batch) {
 		}
 	}
 	for _, i := range left {
-		if j := last[string(b.Items[i].Key)]; j != i {
+		if j := last[of(i)]; j != i {
 			b.Settle(i, b.Verdict(j), b.Cause(j))
 		}
 	}
@@ -110,7 +126,7 @@ func (l *cbLane) resolve(ctx context.Context, b *pump.Batch) {
 // round sends one request for each of the given items, in order, to the nodes
 // that have them, and hands over the answers. Items whose node was lost are
 // settled with Retry.
-func (l *cbLane) round(ctx context.Context, b *pump.Batch, which []int, request func(*node, int), answer func(*node, int, mcbp.Status, *mcbp.Frame)) {
+func (l *cbLane) round(ctx context.Context, b *pump.Batch, which []int, request func(*node, int), answer func(*node, int, *mcbp.Frame)) {
 	for _, n := range l.nodes {
 		if n != nil {
 			n.share = 0
@@ -142,7 +158,7 @@ func (l *cbLane) round(ctx context.Context, b *pump.Batch, which []int, request 
 			a := &answers[j]
 			if l.to[a.Index] == at {
 				f := n.pipe.Frame(a)
-				answer(n, a.Index, a.Header.Status(), &f)
+				answer(n, a.Index, &f)
 			}
 		}
 		if err != nil {

@@ -342,12 +342,13 @@ func (l *lane) Close() error {
 
 // Causes that need no more than a name.
 var (
-	errKey        = &pump.Error{Code: "item-key", Err: fmt.Errorf("a key must have 1 to %d bytes", MaxKey)}
-	errHuge       = &pump.Error{Code: "item-too-large", Err: errors.New("no server takes a value of more than 63 MiB")}
-	errDatatype   = &pump.Error{Code: "item-datatype", Err: errors.New("the value is compressed or has extended attributes, which the destination cannot store")}
-	errAddDeletes = &pump.Error{Code: "add-deletes", Err: errors.New("operation add leaves alone what the destination has, so it deletes nothing")}
-	errStillThere = &pump.Error{Code: "still-there", Err: errors.New("the source deleted the key, the destination has it")}
-	errNotThere   = &pump.Error{Code: "not-found", Err: errors.New("the destination does not have the key")}
+	errKey           = &pump.Error{Code: "item-key", Err: fmt.Errorf("a key must have 1 to %d bytes", MaxKey)}
+	errCollectionKey = &pump.Error{Code: "item-key", Err: fmt.Errorf("in a named collection a key must have 1 to %d bytes", MaxCollectionKey)}
+	errHuge          = &pump.Error{Code: "item-too-large", Err: errors.New("no server takes a value of more than 63 MiB")}
+	errDatatype      = &pump.Error{Code: "item-datatype", Err: errors.New("the value is compressed or has extended attributes, which the destination cannot store")}
+	errAddDeletes    = &pump.Error{Code: "add-deletes", Err: errors.New("operation add leaves alone what the destination has, so it deletes nothing")}
+	errStillThere    = &pump.Error{Code: "still-there", Err: errors.New("the source deleted the key, the destination has it")}
+	errNotThere      = &pump.Error{Code: "not-found", Err: errors.New("the destination does not have the key")}
 )
 
 // AbsoluteExpiry returns an expiry that a server cannot take for a number of

@@ -22,6 +22,7 @@ const (
 	ReqAddMeta
 	ReqDeleteMeta
 	ReqTap
+	ReqDcp
 )
 
 func (r Request) deletes() bool  { return r == ReqDelete || r == ReqDeleteMeta }
@@ -95,13 +96,17 @@ func rule(req Request, s mcbp.Status) Ruling {
 			return item(pump.Skipped, "exists", "the destination has the key already", "")
 		case req.withMeta():
 			return item(pump.Skipped, "newer", "the destination holds a newer one", "")
-		case req == ReqTap:
+		case req == ReqTap, req == ReqDcp:
 			return item(pump.Rejected, "refused", "the destination refuses the item", "")
 		}
 		return item(pump.Retry, "locked", "the destination holds the key locked", "")
 	case mcbp.StatusTooBig:
 		return item(pump.Rejected, "item-too-large", "the destination refuses the item as too large",
 			"memcached's limit is its option -I, 1 MiB unless set; Couchbase's is 20 MiB")
+	case mcbp.StatusXattrInvalid:
+		return item(pump.Rejected, "item-xattr", "the destination refuses the item's extended attributes", "")
+	case mcbp.StatusUnknownCollection:
+		return item(pump.Retry, "unknown-collection", "the destination does not know the item's collection (any more)", "")
 	case mcbp.StatusInvalid, mcbp.StatusRange:
 		return item(pump.Rejected, "item-invalid", "the destination refuses the item as invalid", "")
 	case mcbp.StatusNoMemory:
@@ -114,10 +119,10 @@ func rule(req Request, s mcbp.Status) Ruling {
 			"it may be short of memory or still warming up")
 	case mcbp.StatusInternal:
 		return item(pump.Retry, "destination-fault", "the destination had an internal error", "")
-	case mcbp.StatusLocked, mcbp.Status(0xa2): // 0xa2: a durable write to the key is under way
+	case mcbp.StatusLocked, mcbp.StatusSyncInProgress: // a durable write to the key is under way
 		return item(pump.Retry, "locked", "the destination holds the key locked", "")
 	case mcbp.StatusNotMyVBucket:
-		if req.withMeta() || req == ReqTap {
+		if req.withMeta() || req == ReqTap || req == ReqDcp {
 			return item(pump.Retry, "not-my-vbucket", "the node does not have the vbucket in a state that can be written", "")
 		}
 		return item(pump.Retry, "not-my-vbucket", "the vbucket is not active on the node", "")
@@ -132,6 +137,9 @@ func rule(req Request, s mcbp.Status) Ruling {
 		case req == ReqTap:
 			return stop("no-tap", "the destination does not take TAP messages",
 				"TAP is gone from 5.0 on; write to the cluster with http:// or couchbase://")
+		}
+		if req == ReqDcp {
+			return stop("no-dcp", "the destination does not take DCP messages", "DCP exists from 3.0 on; before, tap:// does it")
 		}
 		return stop("not-supported", "the destination does not know the request", "")
 	}

@@ -171,7 +171,7 @@ func (d *dialect) FindOwners(ctx context.Context, s *mc.CBSink, b *cluster.Bucke
 
 // Refuse: without a HELLO a datatype other than plain closes the connection, and
 // servers that speak TAP find JSON by themselves.
-func (d *dialect) Refuse(it *pump.Item) *pump.Error {
+func (d *dialect) Refuse(it *pump.Item, _ mc.Traits) *pump.Error {
 	if it.Op == pump.Mutation && it.Datatype&^mcbp.DatatypeJSON != 0 {
 		return errDatatype
 	}
@@ -180,7 +180,7 @@ func (d *dialect) Refuse(it *pump.Item) *pump.Error {
 
 var errDatatype = &pump.Error{Code: "item-datatype", Err: errors.New("the value is compressed or has extended attributes, which TAP cannot carry")}
 
-func (d *dialect) Request(*pump.Item) mc.Request { return mc.ReqTap }
+func (d *dialect) Request(*pump.Item, mc.Traits) mc.Request { return mc.ReqTap }
 
 // Fenced: the last message asks for an acknowledgement, and answers to messages
 // come in order.

@@ -21,6 +21,14 @@ import (
 // Chunk is how many bytes are gathered before they are handed to the kernel.
 const Chunk = 128 << 10
 
+// What is kept of the values of refusals: the texts of some, for messages, and
+// one vbucket map.
+const (
+	maxText  = 1 << 10
+	maxTexts = 64 << 10
+	maxMap   = 4 << 20
+)
+
 // ErrSilent means that the peer kept the connection open and said nothing, or
 // took nothing, until the deadline.
 var ErrSilent = errors.New("no answer in time")
@@ -52,6 +60,7 @@ type Pipe struct {
 	fence   int
 	answers []Answer
 	bodies  []byte
+	where   []byte // the vbucket map of the last NOT_MY_VBUCKET
 	flushed atomic.Bool
 	werr    error
 	ctx     context.Context
@@ -82,7 +91,7 @@ func (p *Pipe) Begin(ctx context.Context, n, fence int) {
 	// earlier request (2.5.1 gives some) is never taken for one of this round.
 	p.base += uint32(p.n) + 1
 	p.n, p.fence = n, fence
-	p.answers, p.bodies, p.Out = p.answers[:0], p.bodies[:0], p.Out[:0]
+	p.answers, p.bodies, p.Out, p.where = p.answers[:0], p.bodies[:0], p.Out[:0], p.where[:0]
 	p.werr, p.ctx = nil, ctx
 	p.flushed.Store(false)
 	if !p.dead {
@@ -174,7 +183,12 @@ func (p *Pipe) Wait() error {
 // without that of a NOOP fence. They are valid until the next Begin.
 func (p *Pipe) Answers() []Answer { return p.answers }
 
-// Frame returns an answer as a frame, with its extras. Values are not kept.
+// Map returns the value of a NOT_MY_VBUCKET answer of the round, the map that the
+// peer has, or nothing. It is valid until the next Begin.
+func (p *Pipe) Map() []byte { return p.where }
+
+// Frame returns an answer as a frame, with its extras and, of a refusal, a short
+// value. Other values are not kept.
 func (p *Pipe) Frame(a *Answer) mcbp.Frame {
 	f := mcbp.Frame{Header: a.Header, Body: p.bodies[a.lo:a.hi]}
 	f.BodyLen, f.KeyLen = uint32(a.hi-a.lo), 0
@@ -203,6 +217,20 @@ func (p *Pipe) reader() {
 	}
 }
 
+// keep keeps what a refusal says.
+func (p *Pipe) keep(f *mcbp.Frame) {
+	v := f.Value()
+	switch {
+	case f.Status() == mcbp.StatusOK || len(v) == 0:
+	case f.Status() == mcbp.StatusNotMyVBucket:
+		if len(v) <= maxMap {
+			p.where = append(p.where[:0], v...)
+		}
+	case len(v) <= maxText && len(p.bodies) <= maxTexts:
+		p.bodies = append(p.bodies, v...)
+	}
+}
+
 func (p *Pipe) round() error {
 	fence := p.Opaque(p.fence)
 	for {
@@ -227,6 +255,7 @@ func (p *Pipe) round() error {
 		if i < uint32(p.n) {
 			lo := len(p.bodies)
 			p.bodies = append(p.bodies, f.Extras()...)
+			p.keep(&f)
 			p.answers = append(p.answers, Answer{Header: f.Header, Index: int(i), lo: lo, hi: len(p.bodies)})
 		}
 		if f.Opaque == fence {

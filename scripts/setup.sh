@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what the tests need beside Go: Debian's memcached, which is the real
-# server that sinks are tested against. It does nothing where that is there.
+# server that sinks are tested against, and an SDK (nodesdk.sh). It does nothing where that is there.
 set -eu
+"$(dirname "$0")/nodesdk.sh"
 if command -v memcached >/dev/null 2>&1; then
   exit 0
 fi

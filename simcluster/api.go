@@ -85,6 +85,9 @@ type Doc struct {
 	Datatype   uint8
 	Deleted    bool // a tombstone
 	Seqno      uint64
+	Collection uint32 // 0 = the default collection
+	DeleteTime uint32 // Unix seconds, of a tombstone
+	Expired    bool   // the tombstone of an item whose time was over
 }
 
 // Request is one REST request that may change state (all but GET and HEAD).

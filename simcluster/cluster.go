@@ -453,6 +453,9 @@ func (b *Bucket) Store(d Doc) error {
 		return err
 	}
 	defer m.mu.Unlock()
+	if !nb.copies[vb].knows(d.Collection) {
+		return fmt.Errorf("bucket %s collection %x: %w", b.cfg.Name, d.Collection, ErrNoCollection)
+	}
 	nb.write(m, vb, nb.itemOf(vb, d))
 	return nil
 }
@@ -462,16 +465,19 @@ func (b *Bucket) Store(d Doc) error {
 func (nb *nodeBucket) itemOf(vb uint16, d Doc) *item {
 	it := &item{
 		key: string(d.Key), value: bytesOf(d.Value), flags: d.Flags, expiry: d.Expiry,
-		cas: d.CAS, rev: d.Rev, datatype: d.Datatype, deleted: d.Deleted,
+		cas: d.CAS, rev: d.Rev, datatype: d.Datatype, deleted: d.Deleted, coll: d.Collection, byExpiry: d.Deleted && d.Expired,
 	}
 	if it.cas == 0 {
 		it.cas = nb.b.c.cas.next()
 	}
 	if it.rev == 0 {
-		it.rev = nb.copies[vb].nextRev(nb.copies[vb].get(d.Key))
+		it.rev = nb.copies[vb].nextRev(nb.copies[vb].find(d.Collection, d.Key))
 	}
 	if it.deleted {
 		nb.b.c.stampDeletion(it)
+		if d.DeleteTime != 0 {
+			it.deletedAt = d.DeleteTime
+		}
 	}
 	return it
 }
@@ -495,13 +501,16 @@ func (b *Bucket) Delete(key []byte) error {
 // Get returns the active copy's version of key, expired or not. ok is false for
 // a tombstone, whose metadata come all the same with Deleted set, and for a key
 // that is not there.
-func (b *Bucket) Get(key []byte) (d Doc, ok bool) {
+func (b *Bucket) Get(key []byte) (d Doc, ok bool) { return b.GetIn(0, key) }
+
+// GetIn is Get in a collection.
+func (b *Bucket) GetIn(coll uint32, key []byte) (d Doc, ok bool) {
 	nb, m, vb, err := b.home(key)
 	if err != nil {
 		return Doc{}, false
 	}
 	defer m.mu.Unlock()
-	return docOf(nb.copies[vb].get(key))
+	return docOf(nb.copies[vb].find(coll, key))
 }
 
 func docOf(it *item) (Doc, bool) {

@@ -254,6 +254,26 @@ func (n *Node) Doc(bucket string, vb uint16, key []byte) (d Doc, ok bool) {
 	return docOf(nb.copies[vb].get(key))
 }
 
+// DocIn is Doc in a collection.
+func (n *Node) DocIn(bucket string, vb uint16, coll uint32, key []byte) (d Doc, ok bool) {
+	nb, m, ok := n.at(bucket, vb)
+	if !ok {
+		return Doc{}, false
+	}
+	defer m.mu.Unlock()
+	return docOf(nb.copies[vb].find(coll, key))
+}
+
+// HighSeqno is the high seqno of the node's copy of a vbucket.
+func (n *Node) HighSeqno(bucket string, vb uint16) uint64 {
+	nb, m, ok := n.at(bucket, vb)
+	if !ok {
+		return 0
+	}
+	defer m.mu.Unlock()
+	return nb.copies[vb].high
+}
+
 // EachDoc calls f for all documents and tombstones of the node's copy of a
 // vbucket, in order of writing, until f returns false.
 func (n *Node) EachDoc(bucket string, vb uint16, f func(d Doc) bool) {
@@ -281,6 +301,9 @@ func (n *Node) StoreAt(bucket string, vb uint16, d Doc) error {
 		return fmt.Errorf("node %s bucket %s vbucket %d: %w", n.OTP(), bucket, vb, ErrNoCopy)
 	}
 	defer m.mu.Unlock()
+	if !nb.copies[vb].knows(d.Collection) {
+		return fmt.Errorf("node %s bucket %s vbucket %d collection %x: %w", n.OTP(), bucket, vb, d.Collection, ErrNoCollection)
+	}
 	it := nb.itemOf(vb, d)
 	it.seqno = d.Seqno
 	nb.copies[vb].put(it)

@@ -48,6 +48,7 @@ func (it *item) doc() Doc {
 	return Doc{
 		Key: []byte(it.key), Value: bytes.Clone(it.value), Flags: it.flags, Expiry: it.expiry,
 		CAS: it.cas, Rev: it.rev, Datatype: it.datatype, Deleted: it.deleted, Seqno: it.seqno,
+		Collection: it.coll, DeleteTime: it.deletedAt, Expired: it.byExpiry,
 	}
 }
 

@@ -394,6 +394,11 @@ func (d *feed) message(f *mcbp.Frame, b *pump.Batch) error {
 		if d.names == nil {
 			return d.protocol(fmt.Errorf("vbucket %d: a system event on a connection without collections", p.vb))
 		}
+		if !knownEvent(m.Flags) {
+			// Of a newer server; it holds no item, and changes no name.
+			d.warn("a system event of an unknown kind was passed over", "node", d.addr, "vbucket", p.vb, "event", m.Flags)
+			return nil
+		}
 		e, err := m.ParseSystemEvent()
 		if err != nil {
 			return d.protocol(fmt.Errorf("vbucket %d: %w", p.vb, err))

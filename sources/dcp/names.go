@@ -49,6 +49,10 @@ func (n *names) event(e *mcbp.SystemEvent) {
 	}
 }
 
+func knownEvent(id uint32) bool {
+	return id == mcbp.EventCreateCollection || id == mcbp.EventDropCollection || id == mcbp.EventCreateScope || id == mcbp.EventDropScope
+}
+
 // dropped reports an event after which the node's counts may still hold what is
 // gone.
 func dropped(e *mcbp.SystemEvent) bool {

@@ -319,7 +319,7 @@ const fillEnv = "CBPUMP_TEST_FILL"
 // beyond it, as a full disk does.
 func TestDiskFull(t *testing.T) {
 	if dir := os.Getenv(fillEnv); dir != "" {
-		err := write(t, open(t, dir, nil), manyItems(40000, strings.Repeat("v", 200)))
+		err := write(t, open(t, dir, nil), manyItems(12000, strings.Repeat("v", 200)))
 		fmt.Printf("code %s, exit %d: %v\n", pump.CodeOf(err), pump.ExitCode(err, 0), err)
 		return
 	}
@@ -331,7 +331,7 @@ func TestDiskFull(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, blocks := range []int{1, 40, 4000} { // of 512 or 1024 bytes: the table, the rows, the end
+	for _, blocks := range []int{1, 40, 2000} { // of 512 or 1024 bytes: the table, the rows, the end
 		dir := filepath.Join(t.TempDir(), "backup")
 		cmd := exec.CommandContext(t.Context(), shell, "-c", fmt.Sprintf(`trap "" XFSZ; ulimit -f %d; exec "$0" -test.run '^TestDiskFull$' -test.v`, blocks), self)
 		cmd.Env = append(os.Environ(), fillEnv+"="+dir)

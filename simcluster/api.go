@@ -86,8 +86,8 @@ type Doc struct {
 	Deleted    bool // a tombstone
 	Seqno      uint64
 	Collection uint32 // 0 = the default collection
-	DeleteTime uint32 // Unix seconds, of a tombstone
-	Expired    bool   // the tombstone of an item whose time was over
+	DeleteTime uint32 // Unix seconds, of a tombstone, from 5.0 on
+	Expired    bool   // the tombstone of an item whose time was over, from 5.0 on
 }
 
 // Request is one REST request that may change state (all but GET and HEAD).

@@ -251,6 +251,7 @@ func (c *Cluster) stampDeletion(it *item) {
 	if c.family >= 4 {
 		it.deletedAt = uint32(time.Now().Unix())
 	}
+	it.told = c.rel.hasUsers()
 }
 
 func (c *Cluster) createBucket(bc BucketConfig) {

@@ -235,6 +235,7 @@ const (
 	opGetKQ               = mcbp.Opcode(0x0d)
 	opReplaceQ            = mcbp.Opcode(0x13)
 	opQuitQ               = mcbp.Opcode(0x17)
+	opObserveSeqno        = mcbp.Opcode(0x91)
 	opObserve             = mcbp.Opcode(0x92)
 	opGetRandom           = mcbp.Opcode(0xb6)
 	opDCPOpen             = mcbp.OpDcpOpen
@@ -353,6 +354,10 @@ func (c *conn) dispatch(f *mcbp.Frame) bool {
 			mcbp.OpDcpSystemEvent, mcbp.OpDcpSeqnoAdvanced:
 			return c.dcpRequest(nb, f)
 		}
+	}
+	if f.Opcode == opObserveSeqno && rel >= 400 {
+		c.observeSeqno(nb, f)
+		return true
 	}
 	if rel.hasCollections() {
 		switch f.Opcode {

@@ -312,6 +312,7 @@ func (d *dcpConsumer) take(s *inStream, t *mcbp.DcpMessage) *refusal {
 	}
 	if t.Opcode != mcbp.OpDcpMutation {
 		it.deleted, it.expiry, it.deletedAt, it.byExpiry = true, 0, t.Expiry, t.Opcode == mcbp.OpDcpExpiration
+		it.told = d.c.n.c.rel.hasUsers()
 		if t.Expiry == 0 {
 			d.c.n.c.stampDeletion(it)
 		}

@@ -475,6 +475,8 @@ func needs(op mcbp.Opcode) (p privilege, keyed, ok bool) {
 		return privProducer, false, true
 	case mcbp.OpSetVBucket, mcbp.OpDelVBucket, mcbp.OpSetManifest, mcbp.OpGetVBucket:
 		return privManage, false, true
+	case opObserveSeqno:
+		return privRead, false, true
 	case mcbp.OpStat:
 		return privStats, false, true
 	case opGetConfig, mcbp.OpGetManifest, mcbp.OpGetCollectionID, mcbp.OpGetScopeID, opGetRandom, opObserve:

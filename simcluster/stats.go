@@ -2,9 +2,11 @@ package simcluster
 
 import (
 	_ "embed"
+	"encoding/binary"
 	"fmt"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -51,7 +53,9 @@ func (c *conn) stat(nb *nodeBucket, f *mcbp.Frame) {
 		nb.eachCopy(func(vb uint16, v *vcopy) { c.statsDetails(nb, vb, v, add) })
 	case group == "vbucket-seqno" && !hasArg && c.n.c.family >= 3:
 		nb.eachCopy(func(vb uint16, v *vcopy) { statsSeqno(vb, v, add) })
-	case (group == "vbucket-details" || group == "vbucket-seqno") && c.n.c.family >= 3:
+	case group == "failovers" && !hasArg && c.n.c.family >= 3:
+		nb.eachCopy(func(vb uint16, v *vcopy) { statsFailovers(vb, v, add) })
+	case (group == "failovers" || group == "vbucket-details" || group == "vbucket-seqno") && c.n.c.family >= 3:
 		err = c.statsOne(nb, group, arg, add)
 	case group == "tap" && !hasArg:
 		c.statsTap(add)
@@ -156,6 +160,64 @@ func statsSeqno(vb uint16, v *vcopy, add func(name, value string)) {
 	num("purge_seqno", 0)
 }
 
+// statsFailovers tells the branches of a copy's history, newest first.
+func statsFailovers(vb uint16, v *vcopy, add func(name, value string)) {
+	num := func(name string, n uint64) { add(fmt.Sprintf("vb_%d:%s", vb, name), strconv.FormatUint(n, 10)) }
+	for i, e := range v.flog {
+		num(fmt.Sprintf("%d:id", i), e.UUID)
+		num(fmt.Sprintf("%d:seq", i), e.Seqno)
+	}
+	num("num_entries", uint64(len(v.flog)))
+	num("num_erroneous_entries_erased", 0)
+}
+
+// observeSeqno serves OBSERVE_SEQNO (value u64 uuid): how far a copy is in memory
+// and on disk.
+func (c *conn) observeSeqno(nb *nodeBucket, f *mcbp.Frame) {
+	value := f.Value()
+	if len(value) != 8 || int(f.VBucket) >= len(nb.copies) {
+		status := mcbp.StatusInvalid
+		if len(value) == 8 {
+			status = mcbp.StatusNotMyVBucket
+		}
+		c.fail(f, status)
+		return
+	}
+	uuid := binary.BigEndian.Uint64(value)
+	m := nb.b.vbs[f.VBucket]
+	m.mu.Lock()
+	v := &nb.copies[f.VBucket]
+	state, current, now := v.state, v.high, v.uuid
+	onDisk := current - min(current, uint64(v.unflushed(c.n.c.cfg.FlushDelay)))
+	at := slices.IndexFunc(v.flog, func(e mcbp.FailoverEntry) bool { return e.UUID == uuid })
+	var last uint64
+	if at > 0 {
+		last = v.flog[at-1].Seqno
+	}
+	m.mu.Unlock()
+	switch {
+	case state == mcbp.VBAbsent:
+		c.fail(f, mcbp.StatusNotMyVBucket)
+		return
+	case at < 0:
+		c.fail(f, mcbp.StatusNotFound)
+		return
+	}
+	body := []byte{0}
+	if at > 0 {
+		body[0] = 1 // the branch that was asked for is over
+	}
+	body = binary.BigEndian.AppendUint16(body, f.VBucket)
+	body = binary.BigEndian.AppendUint64(body, now)
+	body = binary.BigEndian.AppendUint64(body, onDisk)
+	body = binary.BigEndian.AppendUint64(body, current)
+	if at > 0 {
+		body = binary.BigEndian.AppendUint64(body, uuid)
+		body = binary.BigEndian.AppendUint64(body, last)
+	}
+	c.reply(f, mcbp.StatusOK, 0, nil, nil, body)
+}
+
 func (c *conn) statsOne(nb *nodeBucket, group, arg string, add func(name, value string)) mcbp.Status {
 	vb, err := strconv.ParseUint(arg, 10, 16)
 	if err != nil {
@@ -173,6 +235,8 @@ func (c *conn) statsOne(nb *nodeBucket, group, arg string, add func(name, value 
 		return mcbp.StatusNotMyVBucket
 	case group == "vbucket-details":
 		c.statsDetails(nb, uint16(vb), v, add)
+	case group == "failovers":
+		statsFailovers(uint16(vb), v, add)
 	default:
 		statsSeqno(uint16(vb), v, add)
 	}
@@ -198,15 +262,18 @@ func (c *conn) statsTap(add func(name, value string)) {
 func (c *conn) statsAll(nb *nodeBucket, add func(name, value string)) {
 	known := c.known(nb)
 	recorded := stats2
-	switch c.n.c.family {
-	case 3:
+	switch {
+	case c.n.c.family == 3:
 		recorded = stats3
-	case 4:
+	case c.n.c.family >= 4:
 		recorded = stats4
 	}
 	_, port, _ := net.SplitHostPort(c.n.KV())
 	for line := range strings.Lines(recorded) {
 		name, value, _ := strings.Cut(strings.TrimSuffix(line, "\n"), "\t")
+		if strings.HasPrefix(name, "ep_tap_") && !c.n.c.rel.hasTap() {
+			continue
+		}
 		if v, ok := known[name]; ok {
 			value = v
 		}

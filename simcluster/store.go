@@ -32,6 +32,7 @@ type item struct {
 	at        int64 // when it was written, Unix nanoseconds
 	datatype  uint8
 	deleted   bool
+	told      bool // clients can learn deletedAt and byExpiry: from 5.0 on
 	byExpiry  bool // a tombstone of an item whose time was over
 	coll      uint32
 	event     *systemEvent // a change of the collections; such an item has no key
@@ -45,11 +46,15 @@ func (it *item) expired(now int64) bool {
 func (it *item) size() uint64 { return uint64(len(it.key) + len(it.value) + 56) }
 
 func (it *item) doc() Doc {
-	return Doc{
+	d := Doc{
 		Key: []byte(it.key), Value: bytes.Clone(it.value), Flags: it.flags, Expiry: it.expiry,
 		CAS: it.cas, Rev: it.rev, Datatype: it.datatype, Deleted: it.deleted, Seqno: it.seqno,
-		Collection: it.coll, DeleteTime: it.deletedAt, Expired: it.byExpiry,
+		Collection: it.coll,
 	}
+	if it.told {
+		d.DeleteTime, d.Expired = it.deletedAt, it.byExpiry
+	}
+	return d
 }
 
 // vcopy is one node's copy of a vbucket. The vbucket's lock guards it.

@@ -238,6 +238,7 @@ func (c *conn) deleteWithMeta(nb *nodeBucket, f *mcbp.Frame) bool {
 	tomb := &item{key: string(w.key), coll: w.coll, rev: w.Meta.Rev, cas: w.Meta.CAS, flags: w.Meta.Flags, deleted: true, byExpiry: w.expired}
 	if c.n.c.rel.hasUsers() {
 		// The expiry is the time of the deletion, and a deletion may carry a value.
+		tomb.told = true
 		tomb.deletedAt, tomb.value, tomb.datatype = w.Meta.Expiry, bytesOf(w.Value), w.datatype
 	} else {
 		c.n.c.stampDeletion(tomb)

@@ -88,6 +88,10 @@ What is recovered
 ` + loginHelp + `
 Running
       --recovery-api API               auto, proposal or controller (default auto)
+      --resume                         go on with a recovery that is under way at the
+                                       destination (controller)
+      --transfer HOW                   how vbuckets are pushed: auto, tap or with-meta
+                                       (default auto)
   -t, --threads N                      parallel writers (default: the sink's choice)
   -x, --extra NAME=VALUE               an option of the engine, the source or the sink;
                                        may be repeated, or a=1,b=2

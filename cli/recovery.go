@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -17,6 +18,8 @@ type recoveryFlags struct {
 	addNode    string
 	removeNode string
 	api        string
+	resume     bool
+	transfer   string
 }
 
 func newRecoveryFlags(name string) *recoveryFlags {
@@ -28,6 +31,8 @@ func newRecoveryFlags(name string) *recoveryFlags {
 	s.StringVarP(&f.addNode, "add-node", "a", "", "")
 	s.StringVarP(&f.removeNode, "remove-node", "r", "", "")
 	s.StringVar(&f.api, "recovery-api", recovery.APIAuto, "")
+	s.BoolVar(&f.resume, "resume", false, "")
+	s.StringVar(&f.transfer, "transfer", recovery.TransferAuto, "")
 	f.addShared()
 	return f
 }
@@ -106,26 +111,22 @@ func (j *recoveryJob) prepare(p *Process, r *pump.Registry) (opt recovery.Option
 	if err := refuseSame(source, sink); err != nil {
 		return opt, err
 	}
-	opt.OpenSource = func(ctx context.Context, env pump.Env) (pump.Source, error) {
-		end := *source
-		end.Target.Env = env
-		return end.OpenSource(ctx)
+	if err := errors.Join(source.Decode(&opt.SourceOptions), sink.Decode(&opt.SinkOptions)); err != nil {
+		return opt, err
 	}
-	opt.OpenSink = func(ctx context.Context, env pump.Env) (pump.Sink, error) {
-		end := *sink
-		end.Target.Env = env
-		return end.OpenSink(ctx)
-	}
-	opt.Source, opt.Destination = endpointOf(source), endpointOf(sink)
+	opt.Source, opt.Destination = f.endpointOf(source), f.endpointOf(sink)
+	opt.Resume, opt.Transfer = f.resume, f.transfer
 	opt.API, opt.AddNode, opt.RemoveNode, opt.DryRun = f.api, f.addNode, f.removeNode, f.dryRun
 	opt.Threads, opt.Log, opt.OnEvent = f.threads, j.say.logger(f.verbose), j.event
 	opt.Timing.ProgressBy = j.say.every()
 	return opt, nil
 }
 
-func endpointOf(r *pump.Resolved) recovery.Endpoint {
+func (f *recoveryFlags) endpointOf(r *pump.Resolved) recovery.Endpoint {
 	t := &r.Target
-	return recovery.Endpoint{URL: t.Name(), Bucket: t.Bucket, Username: t.Username, Password: t.Password}
+	return recovery.Endpoint{
+		URL: t.Name(), Bucket: t.Bucket, Username: t.Username, Password: t.Password,
+	}
 }
 
 // The lines of cbrecovery --json beside those of cbtransfer.

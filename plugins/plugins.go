@@ -12,6 +12,7 @@ import (
 	"errors"
 
 	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/recovery"
 	sinkfile "github.com/cbpump/cbpump/sinks/file"
 	sinkcsv "github.com/cbpump/cbpump/sinks/file/csv"
 	sinkdocs "github.com/cbpump/cbpump/sinks/file/docs"
@@ -53,13 +54,9 @@ func Transfer() (*pump.Registry, error) {
 	)
 }
 
-// Recovery returns a new registry with the fixed pair of cbrecovery: the TAP dump
-// as source and the TAP push as sink, of whole clusters both, since one node alone
-// has no map to recover by.
+// Recovery returns a new registry with the two ends of cbrecovery, whole clusters
+// both, since one node alone has no map to recover by.
 func Recovery() (*pump.Registry, error) {
-	source, sink := sourcetap.Plugin(), sinktap.Plugin()
-	source.Schemes = []string{"http", "couchbase"}
-	sink.Schemes = source.Schemes
 	r := &pump.Registry{}
-	return r, errors.Join(pump.RegisterSource(r, source), pump.RegisterSink(r, sink))
+	return r, errors.Join(pump.RegisterSource(r, recovery.SourcePlugin()), pump.RegisterSink(r, recovery.SinkPlugin()))
 }

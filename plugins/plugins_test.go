@@ -22,14 +22,14 @@ func TestBuiltIns(t *testing.T) {
 	}{
 		{"sources of cbtransfer", transfer.Schemes(pump.RoleSource), []string{"-", "couchbase", "csv", "file", "gen", "http", "json", "jsonl", "stdin", "tap"}},
 		{"sinks of cbtransfer", transfer.Schemes(pump.RoleSink), []string{"-", "couchbase", "csv", "file", "http", "json", "jsonl", "memcached", "null", "stdout", "tap"}},
-		{"sources of cbrecovery", recovery.Schemes(pump.RoleSource), []string{"couchbase", "http"}},
-		{"sinks of cbrecovery", recovery.Schemes(pump.RoleSink), []string{"couchbase", "http"}},
+		{"sources of cbrecovery", recovery.Schemes(pump.RoleSource), []string{"couchbase", "couchbases", "http", "https"}},
+		{"sinks of cbrecovery", recovery.Schemes(pump.RoleSink), []string{"couchbase", "couchbases", "http", "https"}},
 	} {
 		if !slices.Equal(c.got, c.want) {
 			t.Errorf("%s: %q, want %q", c.name, c.got, c.want)
 		}
 	}
-	// What cbrecovery pushes with is the TAP sink, not the cluster sink.
+	// What cbrecovery pushes with has the options of the TAP sink.
 	if o := recovery.Plugins(pump.RoleSink)[0].Options; !slices.ContainsFunc(o, func(o pump.Option) bool { return o.Name == "tap_connect" }) {
 		t.Errorf("the sink of cbrecovery has the options %v", o)
 	}

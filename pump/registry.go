@@ -411,6 +411,12 @@ func (r *Registry) Sink(ctx context.Context, spec string, env Env) (Sink, error)
 	return res.OpenSink(ctx)
 }
 
+// Decode fills the struct that into points to with its declared defaults and the
+// options that were given, for frontends that open the end themselves.
+func (v *Resolved) Decode(into any) error {
+	return DecodeOptions(v.Plugin.Role.String()+" "+v.Target.Scheme, v.values, into)
+}
+
 // Set sets an option; it takes the place of one in the spec.
 func (v *Resolved) Set(name, value string) { v.values[name] = value }
 

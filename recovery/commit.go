@@ -27,7 +27,7 @@ func (r *run) activate(ctx context.Context) error {
 		return v.failed()
 	}
 	err := r.again.call(ctx,
-		func() error { return r.api.Activate(ctx, open) },
+		func() error { return r.publisher.Activate(ctx, open) },
 		func() (bool, error) {
 			err := look()
 			return len(open) == 0, err
@@ -76,7 +76,7 @@ func (r *run) activate(ctx context.Context) error {
 // publishMap makes the cluster's map name the active vbuckets, and reads it back.
 func (r *run) publishMap(ctx context.Context) error {
 	// Repeating is harmless: it publishes what is active, once more.
-	if err := r.again.call(ctx, func() error { return r.api.Publish(ctx) }, nil); err != nil {
+	if err := r.again.call(ctx, func() error { return r.publisher.Publish(ctx) }, nil); err != nil {
 		if ctx.Err() != nil {
 			return r.interrupted()
 		}
@@ -85,6 +85,11 @@ func (r *run) publishMap(ctx context.Context) error {
 		}
 		return nil
 	}
+	return r.readMap(ctx)
+}
+
+// readMap waits until the cluster's map names what was published at its owner.
+func (r *run) readMap(ctx context.Context) error {
 	open := slices.Clone(r.publish)
 	reasons := make(map[uint16]error)
 	_, err := r.again.poll(ctx, r.opt.Timing.Settle, func() (bool, error) {
@@ -113,8 +118,11 @@ func (r *run) publishMap(ctx context.Context) error {
 		if err != nil {
 			why = err
 		}
-		r.fail(PhasePublish, vb, &pump.Error{Class: pump.ClassOf(why), Code: "not-published", Op: fmt.Sprintf("publish vbucket %d", vb), Err: why,
-			Hint: "It is active at its owner, but clients do not find it there yet. Look at the destination's log, then run the command again: it only publishes."})
+		hint := "It is active at its owner, but clients do not find it there yet. Look at the destination's log, then run the command again: it only publishes."
+		if r.committer != nil {
+			hint = "The destination says that it is committed, but clients do not find it there yet. Look at the destination's log and at the map, then run the command again."
+		}
+		r.fail(PhasePublish, vb, &pump.Error{Class: pump.ClassOf(why), Code: "not-published", Op: fmt.Sprintf("publish vbucket %d", vb), Err: why, Hint: hint})
 	}
 	return nil
 }

@@ -16,7 +16,8 @@ const (
 	PhasePrepare  Phase = "prepare"
 	PhaseTransfer Phase = "transfer"
 	PhaseVerify   Phase = "verify"
-	PhaseActivate Phase = "activate"
+	PhaseActivate Phase = "activate" // proposal
+	PhaseCommit   Phase = "commit"   // controller: what was not committed during the transfer
 	PhasePublish  Phase = "publish"
 )
 
@@ -60,6 +61,7 @@ const (
 	StepTransferred = "transferred" // complete and confirmed
 	StepVerified    = "verified"
 	StepActivated   = "activated"
+	StepCommitted   = "committed" // active; the destination says that the map names it
 	StepRecovered   = "recovered" // the map names it
 	StepFailed      = "failed"
 )

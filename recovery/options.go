@@ -1,7 +1,6 @@
 package recovery
 
 import (
-	"context"
 	"fmt"
 	"net"
 	"slices"
@@ -10,6 +9,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/cbpump/cbpump/cluster"
 	"github.com/cbpump/cbpump/pump"
 )
 
@@ -19,6 +19,9 @@ type Endpoint struct {
 	Bucket   string // "" means "default"
 	Username string
 	Password string // a secret: never printed
+
+	TLS     cluster.TLS // used where URL asks for TLS
+	Network string      // cluster.NetworkAuto (also ""), NetworkDefault or NetworkExternal
 }
 
 // Options is one recovery.
@@ -26,6 +29,12 @@ type Options struct {
 	Source      Endpoint
 	Destination Endpoint
 	API         string // APIAuto ("" too), APIProposal or APIController
+	// Resume goes on with a recovery that is under way at the destination
+	// (controller); without it that is an error, since it may be somebody else's.
+	Resume bool
+	// Transfer is by what vbuckets are pushed: TransferAuto ("" too), TransferTAP,
+	// TransferDCP or TransferWithMeta.
+	Transfer string
 
 	// VBuckets restricts the recovery to these (sorted or not); nil means all
 	// that are missing.
@@ -43,18 +52,16 @@ type Options struct {
 	// means that counts decide.
 	Verifier Verifier
 
-	// OpenSource and OpenSink open the two ends of the transfer. nil means the
-	// specification's pair, TAPDumpSource and TapSink, with their defaults; a
-	// frontend sets them to hand on options or a pair of its own.
-	OpenSource func(ctx context.Context, env pump.Env) (pump.Source, error)
-	OpenSink   func(ctx context.Context, env pump.Env) (pump.Sink, error)
+	// SourceOptions and SinkOptions are those of the two ends of the transfer; the
+	// zero values mean the declared defaults.
+	SourceOptions SourceOptions
+	SinkOptions   SinkOptions
 
 	Log hclog.Logger // nil: nothing is logged
 	// OnEvent is told what happens, one event at a time. It must not block.
 	OnEvent func(Event)
 	// Stop, when closed, ends the recovery in order: what was read is written,
-	// vbuckets that are whole are still verified and activated, the rest stays
-	// replica.
+	// vbuckets that are whole are still verified and activated, the rest is not.
 	Stop <-chan struct{}
 
 	Timing Timing // the zero value means the defaults
@@ -69,6 +76,7 @@ type Timing struct {
 	RetryMax   time.Duration // longest pause; 5 s
 	Settle     time.Duration // how long an accepted (202) change may take to be seen; 60 s
 	VerifyFor  time.Duration // how long differing counts may take to become equal; 10 s
+	Busy       time.Duration // how long to wait for the end of a rebalance that keeps a recovery from starting; 2 min
 	FlushFor   time.Duration // how long owners may take to write to disk before a warning is given; 60 s
 	ProgressBy time.Duration // time between two Progress events; 1 s
 }
@@ -84,6 +92,7 @@ func (t Timing) withDefaults() Timing {
 	def(&t.RetryMax, 5*time.Second)
 	def(&t.Settle, time.Minute)
 	def(&t.VerifyFor, 10*time.Second)
+	def(&t.Busy, 2*time.Minute)
 	def(&t.FlushFor, time.Minute)
 	def(&t.ProgressBy, time.Second)
 	if t.Tries <= 0 {
@@ -111,6 +120,25 @@ func (o *Options) check() error {
 	case APIAuto, APIProposal, APIController:
 	default:
 		return pump.Usagef("--recovery-api %q: it is %s, %s or %s", o.API, APIAuto, APIProposal, APIController)
+	}
+	if o.Transfer == "" {
+		o.Transfer = TransferAuto
+	}
+	if all := names(sinkProtocols); !slices.Contains(all, o.Transfer) {
+		return pump.Usagef("--transfer %q: it can be %s", o.Transfer, strings.Join(all, ", "))
+	}
+	if o.SourceOptions == (SourceOptions{}) {
+		if err := pump.DecodeOptions("source", nil, &o.SourceOptions); err != nil {
+			return err
+		}
+	}
+	if o.SinkOptions == (SinkOptions{}) {
+		if err := pump.DecodeOptions("sink", nil, &o.SinkOptions); err != nil {
+			return err
+		}
+	}
+	if o.SinkOptions.Timeout <= 0 {
+		return pump.Usagef("option timeout must be above 0")
 	}
 	switch {
 	case o.AddNode != "" && o.RemoveNode == "":

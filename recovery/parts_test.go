@@ -12,7 +12,7 @@ import (
 )
 
 func TestTally(t *testing.T) {
-	y := tally{complete: map[uint16]uint64{}, refused: map[uint16]*refusals{}}
+	y := newTally([]uint16{0, 3, 4})
 	y.marks([]pump.Mark{
 		{VBucket: 0, Complete: true, Items: 7},
 		{VBucket: 3, Items: 9}, // only a position
@@ -20,6 +20,10 @@ func TestTally(t *testing.T) {
 	})
 	if !maps.Equal(y.complete, map[uint16]uint64{0: 7}) {
 		t.Errorf("complete: %v", y.complete)
+	}
+	<-y.wake
+	if got := y.arrivals(); !maps.Equal(got, map[uint16]uint64{0: 7}) || len(y.arrivals()) != 0 {
+		t.Errorf("arrived: %v", got)
 	}
 	key := []byte("k\x00ey")
 	it := &pump.Item{VBucket: 3, Key: key}
@@ -30,16 +34,22 @@ func TestTally(t *testing.T) {
 	if x := y.refused[3]; x.rejected != 2 || x.skipped != 1 || x.first.Error() != `key "k\x00ey": too big` {
 		t.Errorf("refused: %+v", x)
 	}
+	y.marks([]pump.Mark{{VBucket: 0, Complete: true, Items: 8}, {VBucket: 3, Complete: true, Items: 9}})
+	if got := y.arrivals(); len(got) != 0 {
+		t.Errorf("arrived again, or refused: %v", got)
+	}
 	y.verdict(&pump.Item{VBucket: 4, Key: []byte(strings.Repeat("x", 250))}, pump.Skipped, nil)
 	if s := y.refused[4].first.Error(); len(s) > 120 || !strings.Contains(s, "no reason given") {
 		t.Errorf("first: %s", s)
 	}
 }
 
-func TestOnly(t *testing.T) {
-	pass := only([]uint16{0, 612})
-	for vb, want := range map[uint16]bool{0: true, 612: true, 1: false, 1023: false, pump.NoVBucket: false} {
-		if pass(&pump.Item{VBucket: vb}) != want {
+// TestWants: nothing passes that was not asked for, and nothing after the end.
+func TestWants(t *testing.T) {
+	y := newTally([]uint16{0, 612, 700})
+	y.marks([]pump.Mark{{VBucket: 700, Complete: true}})
+	for vb, want := range map[uint16]bool{0: true, 612: true, 1: false, 700: false, 1023: false, pump.NoVBucket: false} {
+		if y.wants(&pump.Item{VBucket: vb}) != want {
 			t.Errorf("vbucket %d: %v", vb, !want)
 		}
 	}

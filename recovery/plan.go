@@ -38,7 +38,15 @@ type Plan struct {
 	AddNode           string   `json:"add_node,omitempty"`
 	RemoveNode        string   `json:"remove_node,omitempty"`
 	Replaced          bool     `json:"replaced,omitempty"` // an earlier run has replaced the node
-	Steps             []Step   `json:"steps"`
+	// Running is the uuid of a recovery that is under way at the destination, of
+	// the bucket RunningBucket.
+	Running       string `json:"running,omitempty"`
+	RunningBucket string `json:"running_bucket,omitempty"`
+	// Holes are vbuckets that are active at the destination and empty, while the
+	// source holds items: they are not missing any more, and are lost.
+	Holes  []uint16 `json:"holes,omitempty"`
+	Engine *Engine  `json:"transfer,omitempty"` // nil when nothing is missing
+	Steps  []Step   `json:"steps"`
 }
 
 // Nothing reports that no vbucket is to be recovered.

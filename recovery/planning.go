@@ -2,6 +2,7 @@ package recovery
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -21,11 +22,19 @@ func (r *run) makePlan(ctx context.Context) error {
 	if err := r.comparable(); err != nil {
 		return err
 	}
-	api, missing, err := openDialect(ctx, r.opt.API, r.dst.client, r.dst.name, r.again)
+	api, missing, err := r.openDialect(ctx)
 	if err != nil {
 		return err
 	}
 	r.api = api
+	r.publisher, _ = api.(Publisher)
+	r.committer, _ = api.(Committer)
+	if r.publisher == nil && r.opt.AddNode != "" {
+		return &pump.Error{Class: pump.ClassUsage, Code: "no-replace-node", Op: "plan",
+			Err: fmt.Errorf("-a and -r: the destination has no call that replaces a node (recovery API %s)", api.Name()),
+			Hint: fmt.Sprintf("Fail %s over (hard failover), add %s to the cluster (POST /controller/addNode, or Add Server in the console) and do not rebalance. Then run the command without -a and -r: the new node gets its share of the missing vbuckets.",
+				r.opt.RemoveNode, r.opt.AddNode)}
+	}
 	p := &Plan{
 		Dialect: api.Name(),
 		Source:  r.src.client.URL(), SourceBucket: r.src.name,
@@ -47,14 +56,25 @@ func (r *run) makePlan(ctx context.Context) error {
 	if err := r.lookAtDestination(ctx, p); err != nil {
 		return err
 	}
-	if len(missing) == 0 {
-		r.plan = p
-		return nil
+	r.plan = p
+	dst, src := r.dst.survey(ctx), r.src.survey(ctx)
+	if len(missing) > 0 {
+		if err := r.lookForRecovery(ctx, p); err != nil {
+			return err
+		}
+		if p.Engine, err = r.chooseEngine(); err != nil {
+			return err
+		}
+		if err := r.makeSteps(p, scope, src, dst); err != nil {
+			return err
+		}
+	} else if err := errors.Join(dst.failed(), src.failed()); err != nil {
+		r.warn("not-compared", fmt.Sprintf("nothing is missing, but item counts could not be compared: %v", err),
+			"A rebalance after a failover creates missing vbuckets anew, empty. Compare item counts with the source.")
 	}
-	if err := r.makeSteps(ctx, p, scope); err != nil {
+	if err := r.findHoles(ctx, p, src, dst); err != nil {
 		return err
 	}
-	r.plan = p
 	return r.checkSource(ctx, p.With(ActionCreate, ActionResume))
 }
 
@@ -149,14 +169,46 @@ func (r *run) lookAtDestination(ctx context.Context, p *Plan) error {
 	return nil
 }
 
+// lookForRecovery finds out whether a recovery is under way at a destination that
+// knows of such. With Resume the run goes on with it.
+func (r *run) lookForRecovery(ctx context.Context, p *Plan) error {
+	if r.committer == nil {
+		return nil
+	}
+	running, err := r.running(ctx)
+	if err != nil {
+		return err
+	}
+	if running == nil {
+		if r.opt.Resume {
+			r.warn("nothing-to-resume", "no recovery is under way at the destination; a new one is started", "")
+		}
+		return nil
+	}
+	p.Running, p.RunningBucket = running.UUID, running.Bucket
+	if !r.opt.Resume || running.Bucket != r.dst.name {
+		e := alreadyRunning(running, r.dst.name)
+		r.warn(codeRunning, e.Error(), pump.HintOf(e))
+		return nil
+	}
+	err = r.again.call(ctx, func() (err error) {
+		r.owners, err = r.committer.Adopt(ctx, running.UUID)
+		return err
+	}, nil)
+	if pump.CodeOf(err) == codeForgotten { // it has just ended
+		p.Running, p.RunningBucket = "", ""
+		return nil
+	}
+	r.adopted = err == nil
+	return err
+}
+
 // makeSteps decides for each vbucket, from what the nodes themselves say.
-func (r *run) makeSteps(ctx context.Context, p *Plan, scope []uint16) error {
-	dst := r.dst.survey(ctx)
+func (r *run) makeSteps(p *Plan, scope []uint16, src, dst *survey) error {
 	if err := dst.failed(); err != nil {
 		return &pump.Error{Class: pump.ClassOf(err), Code: "survey", Op: "plan", Err: err,
 			Hint: "Every node of the destination has to say which vbuckets it holds, so that none is written over. Bring the node back or fail it over, then run the command again."}
 	}
-	src := r.src.survey(ctx)
 	if src.silent() {
 		err := src.failed()
 		return &pump.Error{Class: pump.ClassOf(err), Code: pump.CodeOf(err), Op: "plan", Err: err, Hint: pump.HintOf(err)}
@@ -164,7 +216,7 @@ func (r *run) makeSteps(ctx context.Context, p *Plan, scope []uint16) error {
 	// Publishing the map publishes every vbucket that is active at its owner,
 	// also those that were not asked for: they are verified as well (invariant 6).
 	for _, vb := range p.NotAsked {
-		if len(dst.holders(vb, mcbp.VBActive)) > 0 {
+		if r.publisher != nil && len(dst.holders(vb, mcbp.VBActive)) > 0 {
 			scope = append(scope, vb)
 			r.warn("also-published", fmt.Sprintf("vbucket %d was not asked for, but is active at its owner already and will be published with the others", vb),
 				"An earlier run was cut before it published. It is verified like the others.")
@@ -206,6 +258,14 @@ func (r *run) makeStep(vb uint16, src, dst *survey) Step {
 			"it is active at the nodes %v of the destination, and in no map", active)
 	}
 	switch {
+	case r.committer != nil && len(active) == 1:
+		return leave("active-unpublished", "The destination's cluster manager did not do this. Find out who did, and set it dead there; then run the command again.",
+			"it is active at %s, although the map names no node for it", active[0])
+	case r.committer != nil:
+		s.Action = ActionCreate
+		if addr, ok := r.owners[vb]; ok {
+			s.Action, s.Destination = ActionResume, addr
+		}
 	case len(active) == 1:
 		s.Action, s.Destination = ActionPublish, active[0]
 	default:

@@ -19,12 +19,18 @@ func (r *run) prepare(ctx context.Context, todo []uint16) error {
 	if len(todo) == 0 {
 		return nil
 	}
-	if err := r.makeReplicas(ctx, todo); err != nil {
+	var err error
+	if r.committer != nil {
+		err = r.startRecovery(ctx, todo)
+	} else {
+		err = r.makeReplicas(ctx, todo)
+	}
+	if err != nil {
 		return err
 	}
 	// 202 means accepted, not done: wait until the owners hold them.
 	var last map[uint16]error
-	_, err := r.again.poll(ctx, r.opt.Timing.Settle, func() (bool, error) {
+	_, err = r.again.poll(ctx, r.opt.Timing.Settle, func() (bool, error) {
 		if r.stopped() {
 			return true, nil
 		}
@@ -34,7 +40,7 @@ func (r *run) prepare(ctx context.Context, todo []uint16) error {
 		}
 		last = make(map[uint16]error)
 		for _, vb := range todo {
-			if r.out[vb].Err != nil {
+			if o := r.out[vb]; o.Err != nil || o.State == StateRecovered {
 				continue
 			}
 			addr, err := r.dst.owner(v, vb, r.owners, heldAs...)
@@ -79,7 +85,7 @@ func (r *run) replaceNode(ctx context.Context) error {
 	}
 	if !r.plan.Replaced {
 		err := r.again.call(ctx,
-			func() error { return r.api.ReplaceNode(ctx, add, remove) },
+			func() error { return r.publisher.ReplaceNode(ctx, add, remove) },
 			func() (bool, error) {
 				c, err := r.dst.condition(ctx)
 				return c.hasMember(add) && !c.hasMember(remove), err

@@ -119,7 +119,7 @@ func (p *proposal) Publish(ctx context.Context) error {
 }
 
 // End does nothing: the proposal starts nothing that would have to be stopped.
-func (p *proposal) End(context.Context) error { return nil }
+func (p *proposal) End(context.Context) (deletes bool, err error) { return false, nil }
 
 // refusedError says that some vbuckets of a request were refused; the request
 // was carried out for the others.
@@ -179,7 +179,7 @@ var meanings = map[string]map[int]meaning{
 	callMissing: {
 		http.StatusNotFound: {code: codeNoAPI,
 			text: "the destination does not serve the recovery API of the proposal (vbucketsMissing)",
-			hint: "This cbrecovery drives clusters that have the calls vbucketsMissing, replaceNode, changeVbucketStates and updateVbucketMap; ask for a build with --recovery-api controller for Couchbase Server 2.1 and later."},
+			hint: "Couchbase Server 2.1 and later has another one: --recovery-api auto or controller."},
 	},
 	callReplace: {
 		http.StatusUnauthorized: {code: "node-not-found",

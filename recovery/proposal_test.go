@@ -316,32 +316,60 @@ func TestRepeat(t *testing.T) {
 
 // TestDialects: which dialect is found, and what is said of the others.
 func TestDialects(t *testing.T) {
-	again := repeater{tries: 2, min: time.Microsecond, max: time.Microsecond, log: hclog.NewNullLogger()}
-	asked := 0
-	status := 200
+	missing, asked := 200, 0
 	p := serve(t, func(w http.ResponseWriter, r *http.Request) {
-		asked++
-		w.WriteHeader(status)
-		fmt.Fprint(w, "[3]")
+		switch {
+		case strings.HasSuffix(r.URL.Path, "/"+callMissing):
+			asked++
+			w.WriteHeader(missing)
+			fmt.Fprint(w, "[3]")
+		case r.URL.Path == "/pools/default/buckets/b":
+			fmt.Fprint(w, `{"name":"b","bucketType":"membase","nodes":[{"hostname":"127.0.0.1:8091","otpNode":"n_0@127.0.0.1","status":"healthy",
+				"clusterMembership":"active","version":"6.6.5","ports":{"direct":11210}}],
+				"vBucketServerMap":{"hashAlgorithm":"CRC","numReplicas":0,"serverList":["127.0.0.1:11210"],"vBucketMap":[[0],[-1],[0],[-1]]}}`)
+		default:
+			w.WriteHeader(404)
+		}
 	})
-	for _, api := range []string{APIAuto, APIProposal} {
-		d, missing, err := openDialect(context.Background(), api, p.client, "b", again)
-		if err != nil || d.Name() != APIProposal || !slices.Equal(missing, []uint16{3}) {
-			t.Errorf("%s: %v %v %v", api, d, missing, err)
+	open := func(api, version string) (Dialect, []uint16, error) {
+		asked = 0
+		v, err := cluster.ParseVersion(version)
+		if err != nil {
+			t.Fatal(err)
 		}
+		client := p.client.(*cluster.Client)
+		r := &run{opt: Options{API: api, Log: hclog.NewNullLogger()},
+			again: repeater{tries: 2, min: time.Microsecond, max: time.Microsecond, log: hclog.NewNullLogger()},
+			dst:   &side{role: "destination", client: client, name: "b", bucket: &cluster.Bucket{Nodes: []cluster.Node{{Version: v}}}}}
+		return r.openDialect(context.Background())
 	}
-	status = 404
-	for _, api := range []string{APIAuto, APIProposal} {
-		if _, _, err := openDialect(context.Background(), api, p.client, "b", again); pump.CodeOf(err) != codeNoAPI {
-			t.Errorf("%s: %v", api, err)
+	for _, c := range []struct {
+		status       int
+		api, version string
+		name, code   string
+		missing      []uint16
+		asked        int
+	}{
+		{200, APIAuto, "2.5.1", APIProposal, "", []uint16{3}, 1},
+		{200, APIProposal, "2.5.1", APIProposal, "", []uint16{3}, 1},
+		{200, APIController, "2.5.1", APIController, "", []uint16{1, 3}, 0},
+		{404, APIAuto, "6.6.5", APIController, "", []uint16{1, 3}, 1},
+		{404, APIAuto, "2.1.0", APIController, "", []uint16{1, 3}, 1},
+		{404, APIAuto, "10.0", APIController, "", []uint16{1, 3}, 1},
+		{404, APIAuto, "2.0.1", "", codeNoAPI, nil, 1},
+		{404, APIProposal, "6.6.5", "", codeNoAPI, nil, 1},
+		{503, APIAuto, "6.6.5", "", "busy", nil, 2},
+	} {
+		missing = c.status
+		d, got, err := open(c.api, c.version)
+		if c.code != "" {
+			if pump.CodeOf(err) != c.code || asked != c.asked {
+				t.Errorf("%+v: %v after %d requests", c, err, asked)
+			}
+			continue
 		}
-	}
-	asked = 0
-	if _, _, err := openDialect(context.Background(), APIController, p.client, "b", again); pump.ClassOf(err) != pump.ClassUsage || asked != 0 {
-		t.Errorf("controller: %v after %d requests", err, asked)
-	}
-	status = 503
-	if _, _, err := openDialect(context.Background(), APIAuto, p.client, "b", again); pump.CodeOf(err) != "busy" || asked != 2 {
-		t.Errorf("503: %v after %d requests", err, asked)
+		if err != nil || d.Name() != c.name || !slices.Equal(got, c.missing) || asked != c.asked {
+			t.Errorf("%+v: %v %v %v after %d requests", c, d, got, err, asked)
+		}
 	}
 }

@@ -247,7 +247,7 @@ func TestCutForEver(t *testing.T) {
 		t.Run(version, func(t *testing.T) {
 			p := newPair(t, shape{version: version})
 			bad := p.missing[1]
-			remove := sender(p.src, bad).Inject(simcluster.Fault{Op: mcbp.OpTapMutation, VBucket: int(bad), After: 2, Action: simcluster.CutMidFrame})
+			remove := sender(p.src, bad).Inject(simcluster.Fault{Ops: []mcbp.Opcode{mcbp.OpTapMutation, mcbp.OpDcpMutation}, VBucket: int(bad), After: 2, Action: simcluster.CutMidFrame})
 			res, _, err := p.run(nil, nil)
 			wants(t, err, pump.ClassFailed, "vbuckets-left")
 			if err != nil && !strings.Contains(err.Error(), fmt.Sprint(bad)) {
@@ -642,7 +642,8 @@ func TestWrongUse(t *testing.T) {
 		"empty list":       {func(o *recovery.Options) { o.VBuckets = []uint16{} }, pump.ClassUsage, ""},
 		"vbucket too high": {func(o *recovery.Options) { o.VBuckets = []uint16{1024} }, pump.ClassUsage, ""},
 		"unknown API":      {func(o *recovery.Options) { o.API = "soap" }, pump.ClassUsage, ""},
-		"controller":       {func(o *recovery.Options) { o.API = recovery.APIController }, pump.ClassUsage, ""},
+		"unknown transfer": {func(o *recovery.Options) { o.Transfer = "ftp" }, pump.ClassUsage, ""},
+		"DCP from 2.5.1":   {func(o *recovery.Options) { o.SourceOptions.Protocol = "dcp" }, pump.ClassUsage, "transfer-unsupported"},
 		"no source bucket": {func(o *recovery.Options) { o.Source.Bucket = "nope" }, pump.ClassUsage, ""},
 		"no dest. bucket":  {func(o *recovery.Options) { o.Destination.Bucket = "nope" }, pump.ClassUsage, ""},
 		"memcached bucket": {func(o *recovery.Options) { o.Destination.Bucket = "cache" }, pump.ClassUsage, "bucket-type"},
@@ -656,7 +657,7 @@ func TestWrongUse(t *testing.T) {
 			o.Source.URL = strings.Replace(p.dst.URL(), "127.0.0.1", "localhost", 1)
 		}, pump.ClassUsage, "same-cluster"},
 		"other vbuckets":    {func(o *recovery.Options) { o.Source.URL = other.URL() }, pump.ClassUsage, "vbucket-count"},
-		"no recovery API":   {func(o *recovery.Options) { o.Destination.URL = bare.URL() }, pump.ClassFailed, "no-recovery-api"},
+		"no recovery API":   {func(o *recovery.Options) { o.Destination.URL, o.API = bare.URL(), recovery.APIProposal }, pump.ClassFailed, "no-recovery-api"},
 		"closed port":       {func(o *recovery.Options) { o.Source.URL = "http://127.0.0.1:1" }, pump.ClassUnreachable, ""},
 		"closed port, dest": {func(o *recovery.Options) { o.Destination.URL = "http://127.0.0.1:1" }, pump.ClassUnreachable, ""},
 		"password":          {func(o *recovery.Options) { o.Source.Password = "wrong" }, pump.ClassDenied, ""},
@@ -842,7 +843,8 @@ func TestExpired(t *testing.T) {
 			for _, vb := range p.missing {
 				for _, n := range p.dst.Nodes() {
 					n.EachDoc(bucket, vb, func(d simcluster.Doc) bool {
-						if strings.HasPrefix(string(d.Key), "old-") && !d.Deleted {
+						// DCP sends what is over and not reaped yet as it is.
+						if strings.HasPrefix(string(d.Key), "old-") && !d.Deleted && version == "2.5.1" {
 							t.Errorf("%s lives in vbucket %d", d.Key, vb)
 						}
 						return true

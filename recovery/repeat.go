@@ -16,6 +16,12 @@ type repeater struct {
 	log      hclog.Logger
 }
 
+// once is r without repetitions.
+func (r repeater) once() repeater {
+	r.tries = 1
+	return r
+}
+
 // call runs send until it succeeds, fails for good, or was tried often enough.
 // Before each repetition done reads back whether the lost attempt took effect
 // after all; nil means that repeating is harmless. Where the state cannot be

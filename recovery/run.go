@@ -36,13 +36,16 @@ type run struct {
 	again repeater
 
 	src, dst *side
-	api      Dialect
-	begun    bool // Begin was called
+	api       Dialect
+	publisher Publisher // api, if it is one
+	committer Committer // api, if it is one
+	adopted   bool      // owners are of a recovery that the run goes on with
+	begun     bool      // there is something to End
 	plan     *Plan
 	out      map[uint16]*Outcome
 	todo     []uint16          // to be transferred
 	owners   map[uint16]string // named by the dialect
-	tally    tally
+	tally    *tally
 	verified []uint16 // may be activated (invariant 6)
 	publish  []uint16 // active at their owners and verified
 
@@ -64,6 +67,9 @@ func (r *run) all(ctx context.Context) error {
 	if r.plan.Nothing() || r.opt.DryRun {
 		return r.left()
 	}
+	if r.plan.Running != "" && !r.adopted {
+		return alreadyRunning(&Running{Bucket: r.plan.RunningBucket, UUID: r.plan.Running}, r.dst.name)
+	}
 	if r.stopped() {
 		return r.interrupted()
 	}
@@ -79,23 +85,79 @@ func (r *run) all(ctx context.Context) error {
 // carryOut is everything that changes the destination.
 func (r *run) carryOut(ctx context.Context) (err error) {
 	defer func() {
-		if !r.begun {
-			return
-		}
-		// What was begun at the destination is ended even if the run was cut.
-		endCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opt.Timing.Request)
-		defer cancel()
-		if eerr := r.api.End(endCtx); eerr != nil && err == nil {
+		if eerr := r.end(ctx); err == nil {
 			err = eerr
 		}
 	}()
 	todo := r.plan.With(ActionCreate, ActionResume)
-	err = r.phase(PhasePrepare, len(todo), func() error { return r.prepare(ctx, todo) }, func() int { return len(r.todo) })
+	for start := 1; ; start++ {
+		err := r.attempt(ctx, todo)
+		if r.committer == nil || err == nil || ctx.Err() != nil {
+			return err
+		}
+		if pump.CodeOf(err) != codeForgotten {
+			return errors.Join(err, r.finish(ctx)) // what an earlier start has committed
+		}
+		open := r.forget(todo)
+		if start == maxStarts || r.stopped() || len(open) == 0 {
+			for _, vb := range open {
+				r.fail(PhaseCommit, vb, err)
+			}
+			return r.finish(ctx)
+		}
+		r.warn(codeForgotten, fmt.Sprintf("the destination has forgotten the recovery; it is started again for vbucket %s", pump.FormatVBuckets(open)),
+			"The cluster has a new master, or somebody has stopped the recovery. What is committed stays; the rest is transferred anew.")
+		todo = open
+	}
+}
+
+// maxStarts is how often a recovery that the destination forgets is started.
+const maxStarts = 3
+
+// end ends what was begun at the destination, even if the run was cut. What is not
+// committed is deleted by a destination that has to be told.
+func (r *run) end(ctx context.Context) error {
+	if !r.begun {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opt.Timing.Request)
+	defer cancel()
+	var deletes bool
+	err := r.again.call(ctx, func() (err error) {
+		deletes, err = r.api.End(ctx)
+		return err
+	}, nil)
+	if err != nil {
+		r.warn("recovery-not-stopped", fmt.Sprintf("the recovery could not be stopped: %v", err),
+			"It goes on at the destination without anybody filling its vbuckets. Run the command again with --resume.")
+		return &pump.Error{Class: pump.ClassOf(err), Code: "recovery-not-stopped", Op: "stop the recovery", Err: err,
+			Hint: "Run the command again with --resume."}
+	}
+	if !deletes {
+		return nil
+	}
+	var gone []uint16
+	for _, vb := range sortedKeys(r.out) {
+		if o := r.out[vb]; o.State == StateReplica {
+			o.State = StateMissing
+			gone = append(gone, vb)
+		}
+	}
+	if len(gone) > 0 {
+		r.warn("recovery-stopped", fmt.Sprintf("the recovery is stopped; the destination deletes what was not committed: vbucket %s", pump.FormatVBuckets(gone)),
+			"What was committed stays. The next run transfers the others anew.")
+	}
+	return nil
+}
+
+// attempt goes through everything that changes the destination, once.
+func (r *run) attempt(ctx context.Context, todo []uint16) error {
+	err := r.phase(PhasePrepare, len(todo), func() error { return r.prepare(ctx, todo) }, func() int { return len(r.todo) })
 	if err != nil {
 		return err
 	}
 	if len(r.todo) > 0 && !r.stopped() {
-		err := r.phase(PhaseTransfer, len(r.todo), func() error { return r.transfer(ctx) }, func() int { return len(r.transferred()) })
+		err := r.phase(PhaseTransfer, len(r.todo), func() error { return r.transfer(ctx) }, r.proven)
 		if err != nil {
 			return err
 		}
@@ -107,17 +169,33 @@ func (r *run) carryOut(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if len(r.verified) > 0 {
+	if n := len(r.verified); n > 0 && r.committer != nil {
+		before := len(r.publish)
+		err := r.phase(PhaseCommit, n, func() error { return r.commit(ctx, r.again) }, func() int { return len(r.publish) - before })
+		if err != nil {
+			return err
+		}
+	} else if n > 0 {
 		before := len(r.publish)
 		err := r.phase(PhaseActivate, len(r.verified), func() error { return r.activate(ctx) }, func() int { return len(r.publish) - before })
 		if err != nil {
 			return err
 		}
 	}
-	if len(r.publish) > 0 {
-		return r.phase(PhasePublish, len(r.publish), func() error { return r.publishMap(ctx) }, r.recovered)
+	return r.finish(ctx)
+}
+
+// finish makes the map name what is active, and sees that it does.
+func (r *run) finish(ctx context.Context) error {
+	if len(r.publish) == 0 {
+		return nil
 	}
-	return nil
+	publish := r.publishMap
+	if r.committer != nil {
+		publish = r.readMap
+		r.waitForDisk(ctx, r.publish)
+	}
+	return r.phase(PhasePublish, len(r.publish), func() error { return publish(ctx) }, r.recovered)
 }
 
 // phase runs one phase between its two events. n is how many vbuckets it is
@@ -222,6 +300,8 @@ func (r *run) left() error {
 	switch {
 	case len(open) > 0 && !r.opt.DryRun:
 		return r.interrupted()
+	case len(left) == 0 && len(r.plan.Holes) > 0:
+		return holeError(r.plan.Holes)
 	case len(left) == 0:
 		return nil
 	}
@@ -240,15 +320,26 @@ func (r *run) left() error {
 		Hint: "Mend what is named for each vbucket, then run the command again: it does only what is left."}
 }
 
-// transferred lists the vbuckets that may be verified.
+// transferred lists the vbuckets that are to be verified.
 func (r *run) transferred() []uint16 {
 	var good []uint16
 	for _, vb := range r.todo {
-		if o := r.out[vb]; o.Err == nil && o.proven {
+		if o := r.out[vb]; o.Err == nil && o.proven && o.State == StateReplica && !slices.Contains(r.verified, vb) {
 			good = append(good, vb)
 		}
 	}
 	return good
+}
+
+// proven counts the vbuckets that came whole.
+func (r *run) proven() int {
+	n := 0
+	for _, vb := range r.todo {
+		if r.out[vb].proven {
+			n++
+		}
+	}
+	return n
 }
 
 // connect opens both clusters.
@@ -259,7 +350,7 @@ func (r *run) connect(ctx context.Context) error {
 		to   **side
 	}{{"source", r.opt.Source, &r.src}, {"destination", r.opt.Destination, &r.dst}} {
 		client, err := cluster.NewClient(s.end.URL, cluster.Config{
-			Role: s.role, Username: s.end.Username, Password: s.end.Password,
+			Role: s.role, Username: s.end.Username, Password: s.end.Password, TLS: s.end.TLS, Network: s.end.Network,
 			Timeout: r.opt.Timing.Request, MapWait: r.opt.Timing.Request, Log: r.opt.Log,
 		})
 		if err != nil {

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/cbpump/cbpump/pump"
 )
@@ -14,6 +17,41 @@ type tally struct {
 	mu       sync.Mutex
 	complete map[uint16]uint64 // proven whole, with so many live items
 	refused  map[uint16]*refusals
+	arrived  []uint16      // complete since the last call of arrivals
+	wake     chan struct{} // has one when arrived is not empty
+	wanted   []atomic.Bool // by vbucket: not complete yet
+}
+
+func newTally(vbs []uint16) *tally {
+	t := &tally{
+		complete: make(map[uint16]uint64), refused: make(map[uint16]*refusals), wake: make(chan struct{}, 1),
+		wanted: make([]atomic.Bool, int(pump.NoVBucket)+1),
+	}
+	for _, vb := range vbs {
+		t.wanted[vb].Store(true)
+	}
+	return t
+}
+
+// wants lets nothing but the wanted vbuckets pass, and these until they are
+// complete. The source was asked for no others; should it send some all the same,
+// they would overwrite live data.
+func (t *tally) wants(it *pump.Item) bool { return t.wanted[it.VBucket].Load() }
+
+// arrivals returns the vbuckets that have become complete since the last call,
+// with their live items. Those of which an item was refused are not among them:
+// all verdicts come before the mark.
+func (t *tally) arrivals() map[uint16]uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := make(map[uint16]uint64, len(t.arrived))
+	for _, vb := range t.arrived {
+		if t.refused[vb] == nil {
+			out[vb] = t.complete[vb]
+		}
+	}
+	t.arrived = t.arrived[:0]
+	return out
 }
 
 // refusals are the items of one vbucket that were not written.
@@ -27,7 +65,17 @@ func (t *tally) marks(marks []pump.Mark) {
 	defer t.mu.Unlock()
 	for _, m := range marks {
 		if m.Complete && m.VBucket != pump.NoVBucket {
+			if _, had := t.complete[m.VBucket]; !had {
+				t.arrived = append(t.arrived, m.VBucket)
+				t.wanted[m.VBucket].Store(false)
+			}
 			t.complete[m.VBucket] = m.Items
+		}
+	}
+	if len(t.arrived) > 0 {
+		select {
+		case t.wake <- struct{}{}:
+		default:
 		}
 	}
 }
@@ -71,10 +119,22 @@ func (r *run) transfer(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, source.Close())
 	}
-	r.tally.complete, r.tally.refused = make(map[uint16]uint64), make(map[uint16]*refusals)
-	report, err := pump.Run(ctx, pump.Config{
+	r.tally = newTally(r.todo)
+	cut, cancel := context.WithCancel(ctx)
+	defer cancel()
+	over, early := make(chan struct{}), errgroup.Group{}
+	if r.committer != nil {
+		early.Go(func() error {
+			err := r.commitEarly(cut, over)
+			if err != nil {
+				cancel() // the destination deletes what is being transferred
+			}
+			return err
+		})
+	}
+	report, err := pump.Run(cut, pump.Config{
 		Source: source, Sink: sink, Settings: r.opt.Settings, Threads: r.opt.Threads,
-		Filter:        only(r.todo),
+		Filter:        r.tally.wants,
 		Log:           r.opt.Log,
 		Stop:          r.opt.Stop,
 		KeepGoing:     true,
@@ -83,12 +143,17 @@ func (r *run) transfer(ctx context.Context) error {
 		Progress:      func(s pump.Snapshot) { r.emit(Progress{s}) },
 		ProgressEvery: r.opt.Timing.ProgressBy,
 	})
+	close(over)
+	earlyErr := early.Wait()
 	r.res.Transfer = report
 	if report.Filtered > 0 {
-		r.warn("foreign-items", fmt.Sprintf("the source sent %d items of vbuckets that it was not asked for; they were left out", report.Filtered), "")
+		r.warn("foreign-items", fmt.Sprintf("the source sent %d items of vbuckets that it was not asked for or that were complete; they were left out", report.Filtered), "")
 	}
 	if ctx.Err() != nil {
 		return r.interrupted()
+	}
+	if earlyErr != nil {
+		return earlyErr
 	}
 	stopped := r.stopped()
 	for _, vb := range r.todo {
@@ -96,11 +161,13 @@ func (r *run) transfer(ctx context.Context) error {
 		items, complete := r.tally.complete[vb]
 		refused := r.tally.refused[vb]
 		switch {
+		case o.proven, o.Err != nil:
+			// Settled while others were still transferred.
 		case refused != nil:
 			r.fail(PhaseTransfer, vb, &pump.Error{Code: "items-refused", Op: fmt.Sprintf("vbucket %d", vb),
 				Err: fmt.Errorf("%s rejected and %d skipped by %s; the first: %w",
 					count(int(refused.rejected), "item"), refused.skipped, o.Destination, plain(refused.first)),
-				Hint: "The vbucket would not be whole and stays replica. Mend or remove these documents at the source, then run the command again."})
+				Hint: "The vbucket would not be whole and is not activated. Mend or remove these documents at the source, then run the command again."})
 		case complete:
 			o.SourceItems, o.proven = items, true
 			r.step(PhaseTransfer, vb, StepTransferred)
@@ -113,16 +180,6 @@ func (r *run) transfer(ctx context.Context) error {
 	return nil
 }
 
-// only lets nothing but the given vbuckets pass. The source was asked for no
-// others; should it send some all the same, they would overwrite live data.
-func only(vbs []uint16) func(*pump.Item) bool {
-	wanted := make([]bool, int(pump.NoVBucket)+1)
-	for _, vb := range vbs {
-		wanted[vb] = true
-	}
-	return func(it *pump.Item) bool { return wanted[it.VBucket] }
-}
-
 // incomplete is why a vbucket's transfer did not come to its proven end.
 func (r *run) incomplete(o *Outcome, report *pump.Report, err error) error {
 	cause := err
@@ -132,7 +189,7 @@ func (r *run) incomplete(o *Outcome, report *pump.Report, err error) error {
 		}
 	}
 	e := &pump.Error{Code: "incomplete", Op: fmt.Sprintf("transfer vbucket %d from %s to %s", o.VBucket, o.Source, o.Destination),
-		Hint: "It stays replica. Run the command again: it is transferred anew."}
+		Hint: "It is not activated. Run the command again: it is transferred anew."}
 	if cause == nil || pump.ClassOf(cause) == pump.ClassPartial {
 		e.Err = errors.New("the source ended without the proof that it is complete")
 		return e

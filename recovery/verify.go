@@ -54,34 +54,45 @@ func (r *run) verify(ctx context.Context, good []uint16) error {
 	if err != nil {
 		return err
 	}
-	owners := make(map[string]bool)
 	for _, vb := range slices.Sorted(slices.Values(slices.Concat(good, published))) {
-		o := r.out[vb]
-		err := reasons[vb]
-		if err == nil && r.opt.Verifier != nil {
-			err = r.opt.Verifier.Verify(ctx, Check{VBucket: vb, Items: o.DestinationItems,
-				Source: r.src.client.KV(r.src.bucket, o.Source), Destination: r.dst.client.KV(r.dst.bucket, o.Destination)})
+		if reasons[vb] != nil {
+			r.fail(PhaseVerify, vb, reasons[vb])
+			continue
 		}
+		r.accept(ctx, vb)
 		if ctx.Err() != nil {
 			return r.interrupted()
 		}
-		if err != nil {
-			r.fail(PhaseVerify, vb, err)
-			continue
-		}
-		owners[o.Destination] = true
-		if o.State == StateActive {
-			r.publish = append(r.publish, vb)
-		} else {
-			r.verified = append(r.verified, vb)
-		}
-		r.step(PhaseVerify, vb, StepVerified)
 	}
-	r.keepUnproven()
-	if len(r.verified) > 0 {
-		r.waitForDisk(ctx, owners)
+	if r.publisher != nil {
+		r.keepUnproven()
+		// What is committed at once cannot wait for the disk: it is lost when the
+		// recovery stops before.
+		r.waitForDisk(ctx, r.verified)
 	}
 	return nil
+}
+
+// accept passes on a vbucket whose counts agree, unless the Verifier objects.
+func (r *run) accept(ctx context.Context, vb uint16) {
+	o := r.out[vb]
+	if r.opt.Verifier != nil {
+		err := r.opt.Verifier.Verify(ctx, Check{VBucket: vb, Items: o.DestinationItems,
+			Source: r.src.client.KV(r.src.bucket, o.Source), Destination: r.dst.client.KV(r.dst.bucket, o.Destination)})
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			r.fail(PhaseVerify, vb, err)
+			return
+		}
+	}
+	if o.State == StateActive {
+		r.publish = append(r.publish, vb)
+	} else {
+		r.verified = append(r.verified, vb)
+	}
+	r.step(PhaseVerify, vb, StepVerified)
 }
 
 // compare returns nil if the owner holds as many live items as the source. src
@@ -145,6 +156,9 @@ func (r *run) differs(op string, o *Outcome) *pump.Error {
 	case o.DestinationItems > o.SourceItems:
 		e.Code = "count-higher"
 		e.Hint = "It is not activated: it still holds documents that an earlier run brought and that the source has deleted since. Set it dead with changeVbucketStates and delete it at its owner, then run the command again."
+		if r.committer != nil {
+			e.Hint = "It is not committed, and the destination deletes it when the recovery stops. Run the command again: it begins with an empty one."
+		}
 	}
 	return e
 }
@@ -174,7 +188,11 @@ func (r *run) keepUnproven() {
 // answer to a push means "in memory", and a node that is started anew right
 // after its vbuckets were activated would serve them with holes. An owner that
 // takes too long is a warning, since the data is at the source all the same.
-func (r *run) waitForDisk(ctx context.Context, owners map[string]bool) {
+func (r *run) waitForDisk(ctx context.Context, vbs []uint16) {
+	owners := make(map[string]bool)
+	for _, vb := range vbs {
+		owners[r.out[vb].Destination] = true
+	}
 	for _, addr := range slices.Sorted(slices.Values(keys(owners))) {
 		if err := r.dst.flushed(ctx, addr, r.opt.Timing.FlushFor); err != nil {
 			r.warn("not-on-disk", fmt.Sprintf("node %s has not written everything to disk yet: %v", addr, err),

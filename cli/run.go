@@ -99,10 +99,18 @@ func (s *stopper) signal() syscall.Signal {
 	return s.sig
 }
 
+// nobodyReads says whether a run ended because the reader of its destination,
+// standard output, has closed it.
+func nobodyReads(err error) bool { return pump.CodeOf(err) == "closed-pipe" }
+
 // finish says how a run ended and returns its exit code. result makes the JSON
 // line that comes last; nil means that there is none.
 func finish(say *console, err error, sig syscall.Signal, result func(code int) any) int {
 	say.Clear()
+	if nobodyReads(err) {
+		// The signal that comes with it may be on its way still.
+		sig = syscall.SIGPIPE
+	}
 	code := pump.ExitCode(err, sig)
 	if err != nil && sig != syscall.SIGPIPE {
 		say.Error(err)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"strings"
 
 	"github.com/cbpump/cbpump/pump"
 )
@@ -52,7 +53,7 @@ func Transfer(ctx context.Context, r *pump.Registry, p *Process) int {
 	if err == nil {
 		err = job.run(work, stop.Stop)
 	}
-	if r := job.report; r != nil && (err == nil || r.Read+r.Filtered > 0) {
+	if r := job.report; r != nil && (err == nil || r.Read+r.Filtered > 0) && !nobodyReads(err) {
 		say.Clear()
 		say.Print("%s", reportText(r))
 		failedStreams(say, r)
@@ -118,7 +119,15 @@ func (t *transfer) prepare(p *Process, r *pump.Registry) error {
 		}
 		t.to.Set(name, f.operation)
 	}
+	if f.json && toStdout(&t.to.Target) {
+		return f.usage("--json and the destination both write to standard output")
+	}
 	return refuseSame(t.from, t.to)
+}
+
+// toStdout says whether a built-in destination writes to standard output.
+func toStdout(t *pump.Target) bool {
+	return t.Scheme == "stdout" || t.Scheme == "-" || (t.Scheme == "jsonl" || t.Scheme == "csv") && strings.TrimPrefix(t.Rest, "//") == "-"
 }
 
 // run opens both ends and moves the items, or only looks at both ends.

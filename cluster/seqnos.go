@@ -160,10 +160,10 @@ type DcpConfig struct {
 	NoopInterval time.Duration // how often an idle node sends NOOP, in whole seconds; 0 = not, unless the server insists
 }
 
-// DcpOpened is what a producer agreed to.
+// DcpOpened is what the node agreed to; of a consumer only DeleteTimes.
 type DcpOpened struct {
 	Xattrs      bool // values with extended attributes come whole
-	DeleteTimes bool // deletions carry their time (21 bytes of extras)
+	DeleteTimes bool // deletions carry their time (21 bytes of extras), also those that are pushed
 	Expirations bool // expired documents come as EXPIRATION
 	Noop        bool // NOOPs come and must be answered
 	FlowControl bool // BUFFER_ACKs are needed
@@ -186,15 +186,13 @@ func (c *Conn) OpenDcp(ctx context.Context, cfg DcpConfig) (DcpOpened, error) {
 		return got, c.misuse(op, "it is one already")
 	}
 	var flags uint32
+	if got.DeleteTimes = c.version.AtLeast(5, 5); got.DeleteTimes {
+		flags |= mcbp.DcpOpenDeleteTimes
+	}
 	if !cfg.Consumer {
-		flags = mcbp.DcpOpenProducer
-		got.Xattrs = c.Has(mcbp.FeatureXattr)
-		got.DeleteTimes = c.version.AtLeast(5, 5)
-		if got.Xattrs {
+		flags |= mcbp.DcpOpenProducer
+		if got.Xattrs = c.Has(mcbp.FeatureXattr); got.Xattrs {
 			flags |= mcbp.DcpOpenXattrs
-		}
-		if got.DeleteTimes {
-			flags |= mcbp.DcpOpenDeleteTimes
 		}
 	}
 	opaque := c.NextOpaque()
@@ -214,7 +212,7 @@ func (c *Conn) OpenDcp(ctx context.Context, cfg DcpConfig) (DcpOpened, error) {
 	}
 	c.dcp = true
 	if cfg.Consumer {
-		return DcpOpened{}, nil
+		return got, nil
 	}
 	noop := got.Xattrs || c.Has(mcbp.FeatureCollections) // else every stream is refused
 	controls := []struct {

@@ -239,7 +239,8 @@ func TestOpenDcp(t *testing.T) {
 		"6.5":                {Version{6, 5, 0}, nil, DcpConfig{}, "", 0x21, "enable_expiry_opcode=true", DcpOpened{DeleteTimes: true, Expirations: true}, nil},
 		"7.0":                {Version{7, 0, 0}, []uint16{0x12}, DcpConfig{}, "enable_expiry_opcode", 0x21, "enable_noop=true enable_expiry_opcode=true", DcpOpened{DeleteTimes: true, Noop: true}, nil},
 		"unknown":            {Version{}, nil, DcpConfig{}, "", 1, "", DcpOpened{}, nil},
-		"consumer":           {Version{7, 0, 0}, []uint16{6, 0x12}, DcpConfig{Consumer: true, BufferSize: 9}, "", 0, "", DcpOpened{}, nil},
+		"consumer":           {Version{7, 0, 0}, []uint16{6, 0x12}, DcpConfig{Consumer: true, BufferSize: 9}, "", 0x20, "", DcpOpened{DeleteTimes: true}, nil},
+		"old consumer":       {Version{4, 0, 0}, nil, DcpConfig{Consumer: true}, "", 0, "", DcpOpened{}, nil},
 		"no noop":            {Version{7, 0, 0}, []uint16{0x12}, DcpConfig{}, "enable_noop", 0x21, "enable_noop=true", DcpOpened{}, &wantError{code: "kv-status", says: []string{"set DCP enable_noop"}}},
 		"noop is not needed": {Version{4, 0, 0}, nil, DcpConfig{NoopInterval: time.Second}, "enable_noop", 1, "enable_noop=true set_noop_interval=1", DcpOpened{}, nil},
 	} {

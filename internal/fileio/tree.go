@@ -79,13 +79,12 @@ func (t *Tree) Write(path []string, data []byte) error {
 	full := filepath.Join(append([]string{t.partial}, path...)...)
 	err := os.WriteFile(full, data, 0o666)
 	if errors.Is(err, os.ErrNotExist) {
-		if err = os.Mkdir(filepath.Dir(full), 0o777); errors.Is(err, os.ErrNotExist) {
-			err = os.MkdirAll(filepath.Dir(full), 0o777)
-		}
-		if _, gone := os.Lstat(t.partial); gone != nil {
-			err = gone
-		} else if err == nil || errors.Is(err, os.ErrExist) {
-			err = os.WriteFile(full, data, 0o666)
+		// The first file of its folder; or the whole tree has vanished, and is
+		// not to rise again without what was in it.
+		if _, err = os.Lstat(t.partial); err == nil {
+			if err = os.MkdirAll(filepath.Dir(full), 0o777); err == nil {
+				err = os.WriteFile(full, data, 0o666)
+			}
 		}
 	}
 	if err != nil {

@@ -21,6 +21,8 @@ import (
 	"github.com/cbpump/cbpump/sinks/mc"
 	"github.com/cbpump/cbpump/sinks/null"
 	sinktap "github.com/cbpump/cbpump/sinks/tap"
+	"github.com/cbpump/cbpump/sources/auto"
+	sourcedcp "github.com/cbpump/cbpump/sources/dcp"
 	sourcefile "github.com/cbpump/cbpump/sources/file"
 	sourcecsv "github.com/cbpump/cbpump/sources/file/csv"
 	sourcedocs "github.com/cbpump/cbpump/sources/file/docs"
@@ -35,7 +37,9 @@ import (
 func Transfer() (*pump.Registry, error) {
 	r := &pump.Registry{}
 	return r, errors.Join(
-		pump.RegisterSource(r, sourcetap.Plugin()),
+		pump.RegisterSource(r, auto.Plugin()),
+		pump.RegisterSource(r, oneNodeTap()),
+		pump.RegisterSource(r, sourcedcp.Plugin()),
 		pump.RegisterSource(r, gen.Plugin()),
 		pump.RegisterSource(r, sourcefile.Plugin()),
 		pump.RegisterSource(r, sourcejsonl.Plugin()),
@@ -52,6 +56,14 @@ func Transfer() (*pump.Registry, error) {
 		pump.RegisterSink(r, sinkdocs.Plugin()),
 		pump.RegisterSink(r, sinktext.Plugin()),
 	)
+}
+
+// oneNodeTap is the TAP source for tap://host:port; clusters go by auto.
+func oneNodeTap() pump.SourcePlugin[sourcetap.Options] {
+	p := sourcetap.Plugin()
+	p.Schemes = []string{"tap"}
+	p.Summary = "dumps the vbuckets that are active on one node over TAP (tap://host:11210); servers up to 4.6"
+	return p
 }
 
 // Recovery returns a new registry with the two ends of cbrecovery, whole clusters

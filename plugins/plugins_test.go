@@ -20,7 +20,7 @@ func TestBuiltIns(t *testing.T) {
 		name      string
 		got, want []string
 	}{
-		{"sources of cbtransfer", transfer.Schemes(pump.RoleSource), []string{"-", "couchbase", "csv", "file", "gen", "http", "json", "jsonl", "stdin", "tap"}},
+		{"sources of cbtransfer", transfer.Schemes(pump.RoleSource), []string{"-", "couchbase", "couchbases", "csv", "dcp", "file", "gen", "http", "https", "json", "jsonl", "stdin", "tap"}},
 		{"sinks of cbtransfer", transfer.Schemes(pump.RoleSink), []string{"-", "couchbase", "csv", "file", "http", "json", "jsonl", "memcached", "null", "stdout", "tap"}},
 		{"sources of cbrecovery", recovery.Schemes(pump.RoleSource), []string{"couchbase", "couchbases", "http", "https"}},
 		{"sinks of cbrecovery", recovery.Schemes(pump.RoleSink), []string{"couchbase", "couchbases", "http", "https"}},

@@ -34,7 +34,7 @@ type fakeNode struct {
 	opens    []uint32 // flags
 	requests []mcbp.StreamReq
 	acked    uint64
-	answered int            // NOOPs
+	answered int // NOOPs
 	refuse   map[mcbp.Opcode]mcbp.Status
 	onAsk    func(n int) // called with mu held before the n-th answer to vbucket-details
 	asked    int

@@ -334,17 +334,23 @@ func TestMessages(t *testing.T) {
 			s.out = mcbp.AppendFrame(s.out, mcbp.Header{Magic: mcbp.MagicResponse, Opcode: mcbp.OpDcpBufferAck, VBucket: 4}, nil, nil, nil)
 			return s
 		}, codeProtocol, "0x04"},
-		"another protocol":              {func(s *script) *script { s.out = append(s.out, "HTTP/1.1 200"...); return s }, codeProtocol, "not a memcached binary packet"},
-		"somebody closed it":            {func(s *script) *script { return s.end(mcbp.StreamEndClosed) }, codeEnded, "somebody closed the stream"},
-		"state changed":                 {func(s *script) *script { return s.end(mcbp.StreamEndState) }, codeNotActive, "not active there any more"},
-		"disconnected":                  {func(s *script) *script { return s.end(mcbp.StreamEndDisconnected) }, codeEnded, "closing the connection"},
-		"too slow":                      {func(s *script) *script { return s.end(mcbp.StreamEndSlow) }, codeEnded, "too slow"},
-		"disk":                          {func(s *script) *script { return s.end(mcbp.StreamEndBackfill) }, codeEnded, "from its disk"},
-		"rolled back":                   {func(s *script) *script { return s.end(mcbp.StreamEndRollback) }, codeEnded, "rolled back"},
-		"collections are gone":          {func(s *script) *script { return s.end(mcbp.StreamEndNoCollections) }, codeNoCollection, "dropped"},
-		"unknown reason":                {func(s *script) *script { return s.end(77) }, codeEnded, "77"},
-		"an event without collections":  {func(s *script) *script { return s.marker(0, 9).event(1, mcbp.SystemEvent{Event: mcbp.EventCreateScope, Name: []byte("s")}) }, codeProtocol, "system event"},
-		"an unknown datatype is passed": {func(s *script) *script { m := item(2, "k"); m.Datatype = 0x40; return s.marker(0, 2).send(m).end(mcbp.StreamEndOK) }, "", ""},
+		"another protocol":     {func(s *script) *script { s.out = append(s.out, "HTTP/1.1 200"...); return s }, codeProtocol, "not a memcached binary packet"},
+		"somebody closed it":   {func(s *script) *script { return s.end(mcbp.StreamEndClosed) }, codeEnded, "somebody closed the stream"},
+		"state changed":        {func(s *script) *script { return s.end(mcbp.StreamEndState) }, codeNotActive, "not active there any more"},
+		"disconnected":         {func(s *script) *script { return s.end(mcbp.StreamEndDisconnected) }, codeEnded, "closing the connection"},
+		"too slow":             {func(s *script) *script { return s.end(mcbp.StreamEndSlow) }, codeEnded, "too slow"},
+		"disk":                 {func(s *script) *script { return s.end(mcbp.StreamEndBackfill) }, codeEnded, "from its disk"},
+		"rolled back":          {func(s *script) *script { return s.end(mcbp.StreamEndRollback) }, codeEnded, "rolled back"},
+		"collections are gone": {func(s *script) *script { return s.end(mcbp.StreamEndNoCollections) }, codeNoCollection, "dropped"},
+		"unknown reason":       {func(s *script) *script { return s.end(77) }, codeEnded, "77"},
+		"an event without collections": {func(s *script) *script {
+			return s.marker(0, 9).event(1, mcbp.SystemEvent{Event: mcbp.EventCreateScope, Name: []byte("s")})
+		}, codeProtocol, "system event"},
+		"an unknown datatype is passed": {func(s *script) *script {
+			m := item(2, "k")
+			m.Datatype = 0x40
+			return s.marker(0, 2).send(m).end(mcbp.StreamEndOK)
+		}, "", ""},
 		"SEQNO_ADVANCED": {func(s *script) *script {
 			return s.marker(0, 1).items(1, 1).send(mcbp.DcpMessage{Opcode: mcbp.OpDcpSeqnoAdvanced, Seqno: 2}).end(mcbp.StreamEndOK)
 		}, "", ""},

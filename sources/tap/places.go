@@ -154,7 +154,8 @@ type manyNodes struct {
 }
 
 func newManyNodes(cfg *Config) (*manyNodes, error) {
-	p := &manyNodes{cfg: cfg, restCfg: cluster.Config{Role: role, Username: cfg.Username, Password: cfg.Password, Log: cfg.Log}}
+	p := &manyNodes{cfg: cfg, restCfg: cluster.Config{
+		Role: role, Username: cfg.Username, Password: cfg.Password, TLS: cfg.TLS, Network: cfg.Network, Log: cfg.Log}}
 	// User info in the address takes the place of the credentials; other nodes
 	// are asked with the same.
 	if u, err := url.Parse(cfg.URL); err == nil && u.User != nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/cbpump/cbpump/cluster"
 	"github.com/cbpump/cbpump/pump"
 )
 
@@ -57,7 +58,9 @@ func Plugin() pump.SourcePlugin[Options] {
 type Config struct {
 	URL string // http://host[:8091], couchbase://host or tap://host[:11210]
 	pump.Env
-	Options Options // the zero value means DefaultOptions
+	TLS     cluster.TLS // used where URL asks for TLS
+	Network string      // cluster.NetworkAuto (also ""), …
+	Options Options     // the zero value means DefaultOptions
 }
 
 // New returns a source. It makes no connection; its errors are of wrong use.

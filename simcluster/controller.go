@@ -193,6 +193,7 @@ func (c *Cluster) startRecovery(b *Bucket) recoveryDoc {
 		r.owners[vb] = owner
 		m := b.vbs[vb]
 		m.mu.Lock()
+		m.owner = nil
 		owner.setState(m, vb, mcbp.VBAbsent) // what an earlier try left
 		owner.setState(m, vb, mcbp.VBReplica)
 		m.mu.Unlock()
@@ -289,7 +290,7 @@ func (c *Cluster) commitVBucket(b *Bucket, query, form url.Values) recoveryDoc {
 	if code := c.recoveryFault("commitVBucket"); code != "" {
 		return c.faulty(code)
 	}
-	if owner.node.Dead() {
+	if owner.node.Dead() || !slices.Contains(b.nodes, owner) {
 		return recoveryDoc{Code: "failed_nodes", FailedNodes: []string{owner.node.OTP()}}
 	}
 	m := b.vbs[vb]

@@ -34,6 +34,8 @@ type options struct {
 	size     int
 	spare    int
 	failover []int
+	tls      bool
+	caFile   string
 	runFor   time.Duration
 	json     bool
 	verbose  int
@@ -54,6 +56,13 @@ type nodeDescription struct {
 	Name string `json:"name"`
 	REST string `json:"rest"`
 	KV   string `json:"kv"`
+
+	RESTTLS string `json:"restTLS,omitempty"`
+	KVTLS   string `json:"kvTLS,omitempty"`
+}
+
+func describe(n *simcluster.Node) nodeDescription {
+	return nodeDescription{Name: n.OTP(), REST: n.REST(), KV: n.KV(), RESTTLS: n.RESTTLS(), KVTLS: n.KVTLS()}
 }
 
 func run(ctx context.Context, args []string, out, errOut io.Writer) int {
@@ -80,10 +89,13 @@ func parse(args []string, errOut io.Writer) (o options, err error) {
 	}
 	f.IntVarP(&o.cluster.Nodes, "nodes", "n", 2, "number of nodes")
 	f.IntVar(&o.cluster.VBuckets, "vbuckets", 64, "vbuckets of the bucket, 1 to 1024")
-	f.StringVar(&o.cluster.Version, "version", "2.5.1", "server version to play: 2.5.1, 3.0.3 or 4.0")
+	f.StringVar(&o.cluster.Version, "version", "2.5.1", "server version to play: 2.5.1, 3.0.3, 4.0, 4.6, 6.0.4, 6.6.5, 7.0.5 or 7.6")
 	f.StringVar(&o.cluster.Host, "host", "127.0.0.1", "loopback address to listen on: 127.0.0.1 or ::1")
 	f.StringVarP(&o.cluster.Username, "username", "u", "Administrator", "REST administrator")
-	f.BoolVar(&o.cluster.WithoutRecoveryAPI, "without-recovery-api", false, "answer 404 to the recovery proposal's endpoints, as real servers do")
+	f.BoolVar(&o.cluster.WithoutRecoveryAPI, "without-recovery-api", false, "answer 404 to the recovery proposal's endpoints, as real servers do; startRecovery … are served anyway")
+	f.BoolVar(&o.tls, "tls", false, "listen with TLS too; the CA goes to --ca-file")
+	f.StringVar(&o.caFile, "ca-file", "", "where to write the CA's certificate, as PEM")
+	f.StringVar(&o.bucket.ConflictResolution, "conflict-resolution", "seqno", "seqno or lww (4.6 and later)")
 	f.DurationVar(&o.cluster.FlushDelay, "flush-delay", 0, "how long items stay unflushed (3.0 and later; dumps miss them)")
 	f.StringVarP(&o.bucket.Name, "bucket", "b", "default", "name of the bucket")
 	f.StringVar(&o.bucket.Type, "bucket-type", "membase", "membase or memcached")
@@ -104,6 +116,11 @@ func parse(args []string, errOut io.Writer) (o options, err error) {
 	if o.items < 0 || o.size < 0 || o.spare < 0 {
 		return o, errors.New("--items, --item-size and --spare-nodes cannot be negative")
 	}
+	if o.tls {
+		o.cluster.TLS = &simcluster.TLSConfig{}
+	} else if o.caFile != "" {
+		return o, errors.New("--ca-file goes with --tls")
+	}
 	// Passwords come from the environment only: arguments show in process lists.
 	o.cluster.Password = os.Getenv("CBSIM_PASSWORD")
 	o.bucket.Password = os.Getenv("CBSIM_BUCKET_PASSWORD")
@@ -122,6 +139,11 @@ func serve(ctx context.Context, o options, out, errOut io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
+	if o.caFile != "" {
+		if err := os.WriteFile(o.caFile, c.CACert(), 0o644); err != nil {
+			return fmt.Errorf("write the CA: %w", err)
+		}
+	}
 	b := c.Bucket(o.bucket.Name)
 	for i := range o.items {
 		if err := b.Store(document(i, o.size)); err != nil {
@@ -139,14 +161,14 @@ func serve(ctx context.Context, o options, out, errOut io.Writer) (err error) {
 		}
 	}
 	for _, n := range nodes {
-		d.Nodes = append(d.Nodes, nodeDescription{n.OTP(), n.REST(), n.KV()})
+		d.Nodes = append(d.Nodes, describe(n))
 	}
 	for range o.spare {
 		n, err := c.NewNode()
 		if err != nil {
 			return err
 		}
-		d.Spare = append(d.Spare, nodeDescription{n.OTP(), n.REST(), n.KV()})
+		d.Spare = append(d.Spare, describe(n))
 	}
 	d.Missing = b.Missing()
 	if err := d.print(out, o.json); err != nil {
@@ -182,6 +204,11 @@ func (d description) print(out io.Writer, asJSON bool) error {
 	}
 	for _, n := range d.Nodes {
 		fmt.Fprintf(&s, "%-16s REST http://%-21s KV %s\n", n.Name, n.REST, n.KV)
+	}
+	for _, n := range d.Nodes {
+		if n.KVTLS != "" {
+			fmt.Fprintf(&s, "%-16s REST https://%-20s KV %s  (TLS)\n", n.Name, n.RESTTLS, n.KVTLS)
+		}
 	}
 	for _, n := range d.Spare {
 		fmt.Fprintf(&s, "%-16s REST http://%-21s KV %s  (in no cluster)\n", n.Name, n.REST, n.KV)

@@ -7,6 +7,8 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -69,6 +71,18 @@ func TestPlainText(t *testing.T) {
 	}
 }
 
+func TestModernWithTLS(t *testing.T) {
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	var out, errOut bytes.Buffer
+	if c := run(context.Background(), []string{"--run-for", "1ns", "--version", "7.6", "--tls", "--ca-file", ca}, &out, &errOut); c != 0 {
+		t.Fatalf("exit code %d: %s", c, errOut.String())
+	}
+	text, err := os.ReadFile(ca)
+	if err != nil || !strings.Contains(string(text), "BEGIN CERTIFICATE") || !strings.Contains(out.String(), "https://127.0.0.1:") {
+		t.Errorf("%q, %v, %s", text, err, out.String())
+	}
+}
+
 func TestWrongUse(t *testing.T) {
 	for _, tt := range []struct {
 		args []string
@@ -79,6 +93,7 @@ func TestWrongUse(t *testing.T) {
 		{[]string{"extra"}, 2, `unexpected argument "extra"`},
 		{[]string{"--items", "-1"}, 2, "negative"},
 		{[]string{"--version", "1.8"}, 1, "1.8"},
+		{[]string{"--ca-file", "x"}, 2, "--tls"},
 		{[]string{"--host", "0.0.0.0"}, 1, "loopback"},
 		{[]string{"--failover", "7"}, 1, "there are 2 nodes"},
 		{[]string{"-n", "1", "--failover", "0"}, 1, "last active node"},

@@ -71,7 +71,7 @@ func (w *Window) More(ctx context.Context) (int, error) {
 			return 0, errTooLong
 		}
 		size := 2 * have
-		if 2*size > w.limit { // so that no third buffer of that order is ever needed
+		if 2*size >= w.limit { // so that no third buffer of that order is ever needed
 			size = w.limit
 		}
 		w.buf = append(make([]byte, 0, size), w.buf...)[:size]

@@ -20,7 +20,7 @@ import (
 
 // maxDirectory bounds a zip's directory, which is held until the end; it is less
 // than what the source takes.
-const maxDirectory = 24 << 20
+const maxDirectory = 16 << 20
 
 // utf8Names is the flag of an entry that says that its name is UTF-8.
 const utf8Names = 0x800

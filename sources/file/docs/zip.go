@@ -19,7 +19,7 @@ import (
 const (
 	// maxDirectory bounds what a zip's directory may have us hold: some hundred
 	// thousand names (invariant 7).
-	maxDirectory = 32 << 20
+	maxDirectory = 20 << 20
 	// suspicious is the size below which no ratio of bytes is an attack.
 	suspicious = 1 << 20
 	maxMarker  = 100 // bytes of the file that marks a zip of ours

@@ -306,7 +306,7 @@ func (l *cbLane) connect(ctx context.Context, n *node) error {
 	}
 	n.states, n.asked = states, true
 	n.conn, n.pipe = c, pipe.New(c.NetConn(), c.Reader(), l.sink.cfg.Options.Timeout)
-	if n.traits = traitsOf(c, l.view.bucket); !n.traits.Modern {
+	if n.traits = TraitsOf(c, l.view.bucket); !n.traits.Modern {
 		n.traits.Version = known.Version
 	}
 	l.sink.log.Debug("connected", "node", n.addr, "for", l.sink.dialect.Name())
@@ -412,6 +412,11 @@ func (l *cbLane) settleShare(ctx context.Context, b *pump.Batch, at int, n *node
 		refusals, err = n.link.Wait()
 		for i := range refusals {
 			if r := &refusals[i]; l.to[r.Index] == at {
+				if r.Again != nil {
+					l.lost = l.lost || r.Status == mcbp.StatusUnknownCollection
+					l.settle(b, r.Index, pump.Retry, r.Again)
+					continue
+				}
 				f := mcbp.Frame{Header: mcbp.Header{Magic: mcbp.MagicResponse, VBucket: uint16(r.Status), BodyLen: uint32(len(r.Text))}, Body: r.Text}
 				l.apply(b, n, r.Index, &f, n.rulings.Of(ReqDcp, r.Status))
 			}

@@ -141,6 +141,9 @@ type Refusal struct {
 	Index  int
 	Status mcbp.Status
 	Text   []byte // what the node said
+	// Again is why the item must be sent again although only one beside it may have
+	// been refused: the answer does not say which. nil: Status is about this item.
+	Again *pump.Error
 }
 
 // CBSink writes to a bucket of a cluster, each item to the node that has its
@@ -545,4 +548,51 @@ func (s *CBSink) Ask(ctx context.Context, b *cluster.Bucket, addr string, ask fu
 	}
 	defer c.Close()
 	return ask(c)
+}
+
+// KV says how to reach a node of the bucket.
+func (s *CBSink) KV(b *cluster.Bucket, addr string) cluster.KVConfig { return s.client.KV(b, addr) }
+
+// FindHolders is Dialect.FindOwners of sinks that write replica and pending
+// vbuckets: it looks in the map that is to come, then asks the nodes.
+func (s *CBSink) FindHolders(ctx context.Context, b *cluster.Bucket, missing []uint16) (map[uint16][]string, error) {
+	found := make(map[uint16][]string)
+	var unknown []uint16
+	for _, vb := range missing {
+		if addr, ok := b.Map.ForwardActive(vb); ok {
+			found[vb] = []string{addr}
+		} else {
+			unknown = append(unknown, vb)
+		}
+	}
+	if len(unknown) == 0 {
+		return found, nil
+	}
+	addrs := slices.Clone(b.Map.Servers)
+	for _, n := range b.Nodes {
+		if n.KV != "" && !slices.Contains(addrs, n.KV) {
+			addrs = append(addrs, n.KV)
+		}
+	}
+	var failed error
+	for _, addr := range addrs {
+		err := s.Ask(ctx, b, addr, func(c *cluster.Conn) error {
+			details, err := c.VBucketDetails(ctx)
+			for _, vb := range unknown {
+				if s := details[vb].State; s == mcbp.VBReplica || s == mcbp.VBPending {
+					found[vb] = append(found[vb], addr)
+				}
+			}
+			return err
+		})
+		failed = errors.Join(failed, err)
+	}
+	switch {
+	case failed == nil:
+		return found, nil
+	case pump.ClassOf(failed) == pump.ClassDenied:
+		return nil, failed
+	}
+	// A node that was not heard may hold any of them.
+	return nil, pump.Retryable(failed)
 }

@@ -24,7 +24,7 @@ func (d *metaDialect) AllowState(s mcbp.VBState) bool {
 }
 
 func (d *metaDialect) FindConn(ctx context.Context, cfg cluster.KVConfig, _ cluster.Version) (*cluster.Conn, error) {
-	cfg.Features = features
+	cfg.Features = Features()
 	return cluster.DialKV(ctx, cfg)
 }
 
@@ -39,7 +39,7 @@ func (d *metaDialect) Refuse(it *pump.Item, t Traits) *pump.Error {
 	if !t.Modern && it.Op != pump.Mutation {
 		return nil // its value is not sent
 	}
-	if why := t.refuseDatatype(it, d.o.Uncompress); why != nil {
+	if why := t.RefuseDatatype(it, d.o.Uncompress); why != nil {
 		return why
 	}
 	if it.Datatype&mcbp.DatatypeXattr != 0 && d.plain(it, t) {

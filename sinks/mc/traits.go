@@ -21,8 +21,8 @@ type Traits struct {
 	Collections         bool // keys carry their collection's id
 }
 
-// traitsOf reads the traits of a new connection.
-func traitsOf(c *cluster.Conn, b *cluster.Bucket) Traits {
+// TraitsOf reads the traits of a new connection.
+func TraitsOf(c *cluster.Conn, b *cluster.Bucket) Traits {
 	return Traits{
 		Version: c.NodeVersion(), Modern: c.Has(mcbp.FeatureXerror), LWW: b.LastWriteWins(),
 		JSON: c.Has(mcbp.FeatureJSON), Snappy: c.Has(mcbp.FeatureSnappy), Xattr: c.Has(mcbp.FeatureXattr),
@@ -30,12 +30,14 @@ func traitsOf(c *cluster.Conn, b *cluster.Bucket) Traits {
 	}
 }
 
-// features are what connections that carry items ask for, from 5.0 on.
-var features = []uint16{mcbp.FeatureXattr, mcbp.FeatureSnappy, mcbp.FeatureJSON, mcbp.FeatureCollections}
+// Features returns what connections that carry items ask for, from 5.0 on.
+func Features() []uint16 {
+	return []uint16{mcbp.FeatureXattr, mcbp.FeatureSnappy, mcbp.FeatureJSON, mcbp.FeatureCollections}
+}
 
-// refuseDatatype returns why a node cannot take an item's value as it is, nor
+// RefuseDatatype returns why a node cannot take an item's value as it is, nor
 // after what uncompress allows, or nil.
-func (t *Traits) refuseDatatype(it *pump.Item, uncompress bool) *pump.Error {
+func (t *Traits) RefuseDatatype(it *pump.Item, uncompress bool) *pump.Error {
 	switch {
 	case it.Op != pump.Mutation && len(it.Value) == 0:
 	case it.Datatype&^(mcbp.DatatypeJSON|mcbp.DatatypeSnappy|mcbp.DatatypeXattr) != 0:

@@ -11,7 +11,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"slices"
 	"time"
 
 	"github.com/cbpump/cbpump/cluster"
@@ -124,49 +123,10 @@ func (d *dialect) FindConn(ctx context.Context, cfg cluster.KVConfig, v cluster.
 	return c, c.SetIdle(0)
 }
 
-// FindOwners looks in the map that is to come, then asks the nodes: in a
-// recovery the one that holds a missing vbucket as replica or pending is to own
-// it.
+// FindOwners: in a recovery the node that holds a missing vbucket as replica or
+// pending is to own it.
 func (d *dialect) FindOwners(ctx context.Context, s *mc.CBSink, b *cluster.Bucket, missing []uint16) (map[uint16][]string, error) {
-	found := make(map[uint16][]string)
-	var unknown []uint16
-	for _, vb := range missing {
-		if addr, ok := b.Map.ForwardActive(vb); ok {
-			found[vb] = []string{addr}
-		} else {
-			unknown = append(unknown, vb)
-		}
-	}
-	if len(unknown) == 0 {
-		return found, nil
-	}
-	addrs := slices.Clone(b.Map.Servers)
-	for _, n := range b.Nodes {
-		if n.KV != "" && !slices.Contains(addrs, n.KV) {
-			addrs = append(addrs, n.KV)
-		}
-	}
-	var failed error
-	for _, addr := range addrs {
-		err := s.Ask(ctx, b, addr, func(c *cluster.Conn) error {
-			details, err := c.VBucketDetails(ctx)
-			for _, vb := range unknown {
-				if s := details[vb].State; s == mcbp.VBReplica || s == mcbp.VBPending {
-					found[vb] = append(found[vb], addr)
-				}
-			}
-			return err
-		})
-		failed = errors.Join(failed, err)
-	}
-	switch {
-	case failed == nil:
-		return found, nil
-	case pump.ClassOf(failed) == pump.ClassDenied:
-		return nil, failed
-	}
-	// A node that was not heard may hold any of them.
-	return nil, pump.Retryable(failed)
+	return s.FindHolders(ctx, b, missing)
 }
 
 // Refuse: without a HELLO a datatype other than plain closes the connection, and

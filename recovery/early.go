@@ -22,12 +22,21 @@ const gather = 100 * time.Millisecond
 // While it runs it is the only one that touches outcomes.
 func (r *run) commitEarly(ctx context.Context, over <-chan struct{}) error {
 	var open []uint16
+	watch := time.NewTicker(r.opt.Timing.Watch)
+	defer watch.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-over:
 			return nil
+		case <-watch.C:
+			// Writing into vbuckets that the destination has deleted would go on until
+			// the sink gives up.
+			if err := r.checkForgotten(ctx); err != nil {
+				return err
+			}
+			continue
 		case <-r.tally.wake:
 		}
 		for vb, items := range r.tally.arrivals() {
@@ -63,46 +72,23 @@ func (r *run) commitEarly(ctx context.Context, over <-chan struct{}) error {
 // try. With only one try what may be repeated stays in it. The error says that
 // the destination has forgotten the recovery.
 func (r *run) commit(ctx context.Context, again repeater) error {
-	api := r.committer
 	var forgotten error
-	// look reads back what is committed, after a lost reply or an answer that does
-	// not decide. A vbucket that the recovery does not list any more is committed.
 	look := func() (bool, error) {
-		open, err := api.Uncommitted(ctx)
-		switch {
-		case pump.CodeOf(err) == codeForgotten:
-			// Either the last commit has ended the recovery, or it is forgotten: the
-			// map tells.
-			if rerr := r.dst.refresh(ctx); rerr != nil {
-				return false, rerr
-			}
-			open = make(map[uint16]bool)
-			for _, vb := range r.dst.bucket.Map.Missing() {
-				open[vb] = true
-			}
-			if slices.ContainsFunc(r.verified, func(vb uint16) bool { return open[vb] }) {
-				forgotten = err
-			}
-		case err != nil:
-			return false, err
-		}
-		r.settleCommits(func(vb uint16) bool { return !open[vb] })
-		return len(r.verified) == 0 || forgotten != nil, nil
+		var err error
+		forgotten, err = r.reread(ctx)
+		return len(r.verified) == 0 || forgotten != nil, err
 	}
 	send := func() error {
 		var last error
 		for _, vb := range slices.Clone(r.verified) {
-			err := api.Commit(ctx, vb)
+			err := r.committer.Commit(ctx, vb)
 			code := pump.CodeOf(err)
 			if code == codeNoVBucket || code == codeForgotten {
-				if _, lerr := look(); lerr != nil {
+				if _, lerr := look(); lerr != nil || forgotten != nil {
 					return lerr
 				}
-				if forgotten != nil {
-					return nil
-				}
 				if !slices.Contains(r.verified, vb) {
-					continue // an earlier attempt had committed it
+					continue // it had been committed
 				}
 			}
 			switch {
@@ -122,7 +108,15 @@ func (r *run) commit(ctx context.Context, again repeater) error {
 		}
 		return last
 	}
-	err := again.call(ctx, send, look)
+	var err error
+	if r.unsure {
+		// An earlier call has lost an answer.
+		err = again.call(ctx, func() error { _, err := look(); return err }, nil)
+	}
+	if err == nil && forgotten == nil {
+		err = again.call(ctx, send, look)
+	}
+	r.unsure = pump.IsRetryable(err)
 	switch {
 	case ctx.Err() != nil:
 		return nil // who called sees it too
@@ -135,6 +129,47 @@ func (r *run) commit(ctx context.Context, again repeater) error {
 		r.verified = nil
 	}
 	return nil
+}
+
+// reread asks the destination what is not committed yet: after a lost answer, or
+// where something does not fit. A vbucket that the recovery does not list any more
+// is committed. forgotten says that the recovery is gone with vbuckets open.
+func (r *run) reread(ctx context.Context) (forgotten, err error) {
+	open, err := r.committer.Uncommitted(ctx)
+	switch {
+	case pump.CodeOf(err) == codeForgotten:
+		// Either the last commit has ended it, or it is forgotten: the map tells.
+		if rerr := r.dst.refresh(ctx); rerr != nil {
+			return nil, rerr
+		}
+		open = make(map[uint16]bool)
+		for _, vb := range r.dst.bucket.Map.Missing() {
+			open[vb] = true
+		}
+		if slices.ContainsFunc(r.todo, func(vb uint16) bool {
+			o := r.out[vb]
+			return open[vb] && o.Err == nil && o.State == StateReplica
+		}) {
+			forgotten = err
+		}
+	case err != nil:
+		return nil, err
+	}
+	r.settleCommits(func(vb uint16) bool { return !open[vb] })
+	return forgotten, nil
+}
+
+// checkForgotten returns an error if the destination has forgotten the recovery:
+// that is then the reason why vbuckets vanish from under a transfer.
+func (r *run) checkForgotten(ctx context.Context) error {
+	if r.committer == nil {
+		return nil
+	}
+	forgotten, err := r.reread(ctx)
+	if err != nil {
+		r.opt.Log.Warn("reading the state of the recovery failed", "reason", err)
+	}
+	return forgotten
 }
 
 // settleCommits moves the vbuckets that are committed from r.verified to

@@ -77,6 +77,7 @@ type Timing struct {
 	Settle     time.Duration // how long an accepted (202) change may take to be seen; 60 s
 	VerifyFor  time.Duration // how long differing counts may take to become equal; 10 s
 	Busy       time.Duration // how long to wait for the end of a rebalance that keeps a recovery from starting; 2 min
+	Watch      time.Duration // how often a transfer looks whether the destination still knows of the recovery; 2 s
 	FlushFor   time.Duration // how long owners may take to write to disk before a warning is given; 60 s
 	ProgressBy time.Duration // time between two Progress events; 1 s
 }
@@ -93,6 +94,7 @@ func (t Timing) withDefaults() Timing {
 	def(&t.Settle, time.Minute)
 	def(&t.VerifyFor, 10*time.Second)
 	def(&t.Busy, 2*time.Minute)
+	def(&t.Watch, 2*time.Second)
 	def(&t.FlushFor, time.Minute)
 	def(&t.ProgressBy, time.Second)
 	if t.Tries <= 0 {
@@ -128,14 +130,10 @@ func (o *Options) check() error {
 		return pump.Usagef("--transfer %q: it can be %s", o.Transfer, strings.Join(all, ", "))
 	}
 	if o.SourceOptions == (SourceOptions{}) {
-		if err := pump.DecodeOptions("source", nil, &o.SourceOptions); err != nil {
-			return err
-		}
+		o.SourceOptions = DefaultSourceOptions()
 	}
 	if o.SinkOptions == (SinkOptions{}) {
-		if err := pump.DecodeOptions("sink", nil, &o.SinkOptions); err != nil {
-			return err
-		}
+		o.SinkOptions = DefaultSinkOptions()
 	}
 	if o.SinkOptions.Timeout <= 0 {
 		return pump.Usagef("option timeout must be above 0")

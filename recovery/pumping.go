@@ -53,6 +53,22 @@ type SinkOptions struct {
 	TapConnect bool          `opt:"tap_connect" default:"false" help:"TAP: send TAP_CONNECT before the first message; real servers abort on it, so leave this off"`
 }
 
+// DefaultSourceOptions returns the declared defaults.
+func DefaultSourceOptions() SourceOptions {
+	var o SourceOptions
+	// The declared defaults are decoded by the same code as user input; a test
+	// proves that they decode.
+	_ = pump.DecodeOptions("source", nil, &o)
+	return o
+}
+
+// DefaultSinkOptions returns the declared defaults.
+func DefaultSinkOptions() SinkOptions {
+	var o SinkOptions
+	_ = pump.DecodeOptions("sink", nil, &o)
+	return o
+}
+
 // clusterSchemes are those of whole clusters.
 var clusterSchemes = []string{"http", "https", "couchbase", "couchbases"}
 

@@ -35,19 +35,20 @@ type run struct {
 	res   *Result
 	again repeater
 
-	src, dst *side
+	src, dst  *side
 	api       Dialect
 	publisher Publisher // api, if it is one
 	committer Committer // api, if it is one
 	adopted   bool      // owners are of a recovery that the run goes on with
 	begun     bool      // there is something to End
-	plan     *Plan
-	out      map[uint16]*Outcome
-	todo     []uint16          // to be transferred
-	owners   map[uint16]string // named by the dialect
-	tally    *tally
-	verified []uint16 // may be activated (invariant 6)
-	publish  []uint16 // active at their owners and verified
+	unsure    bool      // the answer to a commit was lost
+	plan      *Plan
+	out       map[uint16]*Outcome
+	todo      []uint16          // to be transferred
+	owners    map[uint16]string // named by the dialect
+	tally     *tally
+	verified  []uint16 // may be activated (invariant 6)
+	publish   []uint16 // active at their owners and verified
 
 	emitting sync.Mutex
 }

@@ -127,11 +127,12 @@ func (p *pair) options() recovery.Options {
 	settings := pump.DefaultSettings()
 	settings.RetryMax = 5 * time.Millisecond
 	return recovery.Options{
-		Settings:    settings,
+		Settings:      settings,
+		SourceOptions: recovery.DefaultSourceOptions(), SinkOptions: recovery.DefaultSinkOptions(),
 		Source:      recovery.Endpoint{URL: p.src.URL(), Bucket: bucket, Username: user, Password: pass},
 		Destination: recovery.Endpoint{URL: p.dst.URL(), Bucket: bucket, Username: user, Password: pass},
 		Timing: recovery.Timing{Request: 10 * time.Second, RetryMin: time.Millisecond, RetryMax: 5 * time.Millisecond,
-			Settle: 2 * time.Second, VerifyFor: 100 * time.Millisecond},
+			Settle: 2 * time.Second, VerifyFor: 100 * time.Millisecond, Watch: 20 * time.Millisecond},
 	}
 }
 

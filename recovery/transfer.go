@@ -152,6 +152,9 @@ func (r *run) transfer(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return r.interrupted()
 	}
+	if earlyErr == nil && err != nil {
+		earlyErr = r.checkForgotten(ctx)
+	}
 	if earlyErr != nil {
 		return earlyErr
 	}

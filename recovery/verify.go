@@ -54,6 +54,11 @@ func (r *run) verify(ctx context.Context, good []uint16) error {
 	if err != nil {
 		return err
 	}
+	if len(open) > 0 {
+		if err := r.checkForgotten(ctx); err != nil {
+			return err
+		}
+	}
 	for _, vb := range slices.Sorted(slices.Values(slices.Concat(good, published))) {
 		if reasons[vb] != nil {
 			r.fail(PhaseVerify, vb, reasons[vb])

@@ -1,0 +1,551 @@
+package recovery_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/cbpump/cbpump/mcbp"
+	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/recovery"
+	"github.com/cbpump/cbpump/simcluster"
+)
+
+// real is a cluster that serves what real servers do.
+func real(c *simcluster.Config) { c.WithoutRecoveryAPI = true }
+
+// realPair is a pair whose destination serves the controller's API.
+func realPair(t *testing.T, sh shape) *pair {
+	t.Helper()
+	change := sh.dst
+	sh.dst = func(c *simcluster.Config) {
+		real(c)
+		if change != nil {
+			change(c)
+		}
+	}
+	return newPair(t, sh)
+}
+
+// sent counts the calls of the controller that the destination has had, by what
+// they did: "startRecovery", "stopRecovery", "commitVBucket 5".
+func (p *pair) sent() map[string]int {
+	out := make(map[string]int)
+	for _, r := range p.posts() {
+		call, form, _ := strings.Cut(r, "?")
+		out[strings.TrimSpace(call+" "+strings.TrimPrefix(form, "vbucket="))]++
+	}
+	return out
+}
+
+// over checks that no recovery is left running.
+func (p *pair) over() {
+	p.t.Helper()
+	if b, uuid := p.dst.RecoveryRunning(); uuid != "" {
+		p.t.Errorf("recovery %s of %s is still running", uuid, b)
+	}
+}
+
+// TestController recovers from and to every generation of servers.
+func TestController(t *testing.T) {
+	for _, version := range []string{"2.5.1", "3.0.3", "4.0", "4.6", "6.0.4", "6.6.5", "7.0.5", "7.6"} {
+		t.Run(version, func(t *testing.T) {
+			p := realPair(t, shape{version: version, docs: 1000})
+			res, ev, err := p.run(nil, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.whole()
+			p.over()
+			if !slices.Equal(res.Recovered(), p.missing) || res.Plan.Dialect != recovery.APIController {
+				t.Errorf("recovered %v of %v by %s", res.Recovered(), p.missing, res.Plan.Dialect)
+			}
+			want := map[string]int{"startRecovery": 1}
+			for _, vb := range p.missing {
+				want[fmt.Sprint("commitVBucket ", vb)] = 1
+			}
+			if got := p.sent(); fmt.Sprint(got) != fmt.Sprint(want) {
+				t.Errorf("sent %v, want %v", got, want)
+			}
+			if got := ev.phases(); !slices.Equal(got[:3], phases[:3]) || got[len(got)-1] != "publish" {
+				t.Errorf("phases %v", got)
+			}
+			for _, r := range p.src.Requests() {
+				t.Errorf("the source was sent %s %s", r.Method, r.Path)
+			}
+			n := len(p.posts())
+			if res, _, err := p.run(nil, nil); err != nil || !res.Plan.Nothing() || len(p.posts()) != n {
+				t.Errorf("second run: %v, %+v", err, res.Plan)
+			}
+		})
+	}
+}
+
+// TestCommitsOverlap: while one vbucket hangs the others are committed, so that
+// stopping the recovery loses nothing but that one.
+func TestCommitsOverlap(t *testing.T) {
+	for _, version := range []string{"2.5.1", "6.6.5"} {
+		t.Run(version, func(t *testing.T) {
+			p := realPair(t, shape{version: version, vbuckets: 16, docs: 500})
+			bad := p.missing[1]
+			remove := sender(p.src, bad).Inject(simcluster.Fault{Ops: []mcbp.Opcode{mcbp.OpTapMutation, mcbp.OpDcpMutation},
+				VBucket: int(bad), After: 1, Action: simcluster.Stall})
+			stop := make(chan struct{})
+			committed := 0
+			res, ev, err := p.run(func(o *recovery.Options) { o.Stop, o.Threads = stop, len(p.missing) }, func(e recovery.Event) {
+				if v, ok := e.(recovery.VBucketEvent); ok && v.Step == recovery.StepCommitted {
+					if committed++; committed == len(p.missing)-1 {
+						close(stop)
+					}
+				}
+			})
+			wants(t, err, pump.ClassInterrupted, "interrupted")
+			p.over()
+			if !slices.Equal(res.Remaining(), []uint16{bad}) || !slices.Equal(p.dst.Bucket(bucket).Missing(), []uint16{bad}) {
+				t.Errorf("remaining %v, missing %v, want %d", res.Remaining(), p.dst.Bucket(bucket).Missing(), bad)
+			}
+			if o := outcome(t, res, bad); o.State != recovery.StateMissing || !ev.warned("recovery-stopped") || p.sent()["stopRecovery"] != 1 {
+				t.Errorf("outcome %+v, sent %v", o, p.sent())
+			}
+			if s := p.states(bad); len(s) != 0 {
+				t.Errorf("vbucket %d is %v", bad, s)
+			}
+			remove()
+			if _, _, err := p.run(nil, nil); err != nil {
+				t.Fatal(err)
+			}
+			p.whole()
+		})
+	}
+}
+
+// TestControllerAnswers goes through the table of the API: every code that a
+// destination can give, once, often and for ever.
+func TestControllerAnswers(t *testing.T) {
+	for _, c := range []struct {
+		call, code string
+		times      int
+		class      pump.Class
+		want       string // code of the error, "" where the run succeeds
+		warned     string
+	}{
+		{"startRecovery", "failed_nodes", 2, 0, "", ""},
+		{"startRecovery", "failed_nodes", 100, pump.ClassFailed, "failed-nodes", ""},
+		{"startRecovery", "internal_error", 2, 0, "", ""},
+		{"startRecovery", "internal_error", 100, pump.ClassFailed, "internal-error", ""},
+		{"startRecovery", "rebalance_running", 2, 0, "", "rebalance-running"},
+		{"startRecovery", "rebalance_running", 1 << 20, pump.ClassFailed, "rebalance-running", "rebalance-running"},
+		{"startRecovery", "in_bucket_hibernation", 2, 0, "", "hibernation"},
+		{"startRecovery", "in_bucket_hibernation", 1 << 20, pump.ClassFailed, "hibernation", "hibernation"},
+		{"startRecovery", "not_present", 1, pump.ClassFailed, "not-present", ""},
+		{"startRecovery", "unsupported", 1, pump.ClassFailed, "unsupported", ""},
+		{"startRecovery", "recovery_running", 1, pump.ClassFailed, "recovery-running", ""},
+		{"commitVBucket", "failed_nodes", 3, 0, "", ""},
+		{"commitVBucket", "failed_nodes", 1 << 20, pump.ClassFailed, "vbuckets-left", "recovery-stopped"},
+		{"commitVBucket", "internal_error", 3, 0, "", ""},
+		{"commitVBucket", "bad_or_missing_vbucket", 1, pump.ClassFailed, "vbuckets-left", "recovery-stopped"},
+		{"commitVBucket", "uuid_missing", 1, pump.ClassFailed, "vbuckets-left", "recovery-stopped"},
+	} {
+		t.Run(fmt.Sprint(c.call, " ", c.code, " ", c.times), func(t *testing.T) {
+			p := realPair(t, shape{docs: 100})
+			p.dst.FailRecovery(c.call, c.code, c.times)
+			res, ev, err := p.run(func(o *recovery.Options) { o.Timing.Busy = 100 * time.Millisecond }, nil)
+			if c.want == "" {
+				if err != nil {
+					t.Fatal(err)
+				}
+				p.whole()
+			} else {
+				wants(t, err, c.class, c.want)
+				if pump.HintOf(err) == "" {
+					t.Error("no hint")
+				}
+			}
+			if c.warned != "" && !ev.warned(c.warned) {
+				t.Errorf("no warning %s", c.warned)
+			}
+			for _, o := range res.Outcomes {
+				if s := p.states(o.VBucket); (o.State == recovery.StateRecovered) != (s[mcbp.VBActive] == 1) || o.State == recovery.StateReplica {
+					t.Errorf("outcome %+v, but it is %v", o, s)
+				}
+			}
+			p.over()
+		})
+	}
+}
+
+// TestControllerRequestsFail loses every request once, before and after its
+// effect. Nothing is done twice and nothing is lost.
+func TestControllerRequestsFail(t *testing.T) {
+	for _, call := range []string{"/controller/startRecovery", "/controller/commitVBucket", "/controller/stopRecovery", "/recoveryStatus", "/pools/default/tasks"} {
+		for name, f := range map[string]simcluster.RESTFault{
+			"503":         {Status: 503, Body: "<html>busy</html>"},
+			"lost before": {Close: true},
+			"lost after":  {Close: true, AfterEffect: true},
+			"500 after":   {Status: 500, AfterEffect: true},
+		} {
+			t.Run(call+" "+name, func(t *testing.T) {
+				p := realPair(t, shape{version: "6.6.5", docs: 100})
+				f.Path, f.Times = bucketPath+call, 2
+				if strings.HasPrefix(call, "/pools") {
+					f.Path = call
+				}
+				p.dst.Nodes()[0].InjectREST(f)
+				res, _, err := p.run(func(o *recovery.Options) { o.VBuckets = p.missing[1:] }, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				p.over()
+				if !slices.Equal(res.Recovered(), p.missing[1:]) || !slices.Equal(p.dst.Bucket(bucket).Missing(), p.missing[:1]) {
+					t.Errorf("recovered %v, missing %v", res.Recovered(), p.dst.Bucket(bucket).Missing())
+				}
+				if f.AfterEffect && !strings.HasSuffix(call, "stopRecovery") {
+					for what, n := range p.sent() {
+						if n > 1 {
+							t.Errorf("%s was sent %d times", what, n)
+						}
+					}
+				}
+				if _, _, err := p.run(nil, nil); err != nil {
+					t.Fatal(err)
+				}
+				p.whole()
+				p.over()
+			})
+		}
+	}
+}
+
+// TestLastCommitLost: the answer to the commit that ends the recovery is lost, and
+// its uuid is dead: the map tells.
+func TestLastCommitLost(t *testing.T) {
+	p := realPair(t, shape{docs: 100})
+	p.dst.Nodes()[0].InjectREST(simcluster.RESTFault{Path: bucketPath + "/controller/commitVBucket", After: len(p.missing) - 1, Times: 1, Close: true, AfterEffect: true})
+	if _, _, err := p.run(nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	p.whole()
+	if n := p.sent()["startRecovery"]; n != 1 {
+		t.Errorf("started %d times", n)
+	}
+}
+
+// TestForgotten: the cluster has a new master and knows nothing of the recovery.
+// It is started again; what is committed stays, the rest is sent again.
+func TestForgotten(t *testing.T) {
+	for _, version := range []string{"2.5.1", "6.6.5"} {
+		for _, at := range []string{recovery.StepTransferred, recovery.StepVerified, recovery.StepCommitted} {
+			t.Run(version+" "+at, func(t *testing.T) {
+				p := realPair(t, shape{version: version, docs: 300})
+				done := false
+				_, ev, err := p.run(nil, func(e recovery.Event) {
+					if v, ok := e.(recovery.VBucketEvent); ok && v.Step == at && !done {
+						done = true
+						p.dst.ForgetRecovery()
+					}
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				p.whole()
+				p.over()
+				if n := p.sent()["startRecovery"]; n != 2 || !ev.warned("recovery-forgotten") {
+					t.Errorf("started %d times", n)
+				}
+			})
+		}
+	}
+	t.Run("again and again", func(t *testing.T) {
+		p := realPair(t, shape{docs: 100})
+		res, _, err := p.run(nil, func(e recovery.Event) {
+			if v, ok := e.(recovery.VBucketEvent); ok && v.Step == recovery.StepVerified {
+				p.dst.ForgetRecovery()
+			}
+		})
+		wants(t, err, pump.ClassFailed, "vbuckets-left")
+		for _, o := range res.Outcomes {
+			if pump.CodeOf(o.Err) != "recovery-forgotten" || o.State != recovery.StateMissing {
+				t.Errorf("outcome %+v", o)
+			}
+		}
+		p.over()
+		if n := p.sent()["startRecovery"]; n != 3 {
+			t.Errorf("started %d times", n)
+		}
+	})
+}
+
+// TestControllerInterrupted stops the run in order at every phase, and cuts it
+// there: no recovery is left running, and the next run does what is left.
+func TestControllerInterrupted(t *testing.T) {
+	for _, phase := range []string{"plan", "prepare", "transfer", "verify", "commit", "publish"} {
+		for _, how := range []string{"stop", "cancel"} {
+			t.Run(phase+" "+how, func(t *testing.T) {
+				p := realPair(t, shape{version: "6.6.5"})
+				stop, closed := make(chan struct{}), false
+				ctx, cancel := context.WithCancel(context.Background())
+				defer cancel()
+				opt := p.options()
+				opt.Stop = stop
+				opt.OnEvent = func(e recovery.Event) {
+					if s, ok := e.(recovery.PhaseStarted); ok && string(s.Phase) == phase && !closed {
+						closed = true
+						if how == "stop" {
+							close(stop)
+						} else {
+							cancel()
+						}
+					}
+				}
+				res, err := recovery.Run(ctx, opt)
+				if err != nil {
+					wants(t, err, pump.ClassInterrupted, "")
+				}
+				p.over()
+				for _, o := range res.Outcomes {
+					s := p.states(o.VBucket)
+					if s[mcbp.VBReplica] != 0 || o.State == recovery.StateRecovered && s[mcbp.VBActive] != 1 || o.State == recovery.StateMissing && len(s) != 0 {
+						t.Errorf("outcome %+v, but it is %v", o, s)
+					}
+				}
+				if _, _, err := p.run(nil, nil); err != nil {
+					t.Fatal(err)
+				}
+				p.whole()
+				p.over()
+			})
+		}
+	}
+}
+
+// startElsewhere starts a recovery as another client would.
+func (p *pair) startElsewhere(name string) {
+	p.t.Helper()
+	req, err := http.NewRequest(http.MethodPost, p.dst.URL()+"/pools/default/buckets/"+name+"/controller/startRecovery", nil)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	req.SetBasicAuth(user, pass)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	resp.Body.Close()
+	http.DefaultClient.CloseIdleConnections()
+	if resp.StatusCode != http.StatusOK {
+		p.t.Fatalf("startRecovery answers %d", resp.StatusCode)
+	}
+}
+
+// TestRunningAlready: a recovery that is under way is shown and left alone, also
+// where the server would answer as if it were new (up to 5.0); with Resume it is
+// gone on with.
+func TestRunningAlready(t *testing.T) {
+	for _, version := range []string{"4.0", "6.6.5"} {
+		t.Run(version, func(t *testing.T) {
+			p := realPair(t, shape{version: version, docs: 200})
+			p.startElsewhere(bucket)
+			_, uuid := p.dst.RecoveryRunning()
+			n := len(p.posts())
+			for _, dry := range []bool{false, true} {
+				res, ev, err := p.run(func(o *recovery.Options) { o.DryRun = dry }, nil)
+				if dry && err != nil || !dry && (pump.CodeOf(err) != "recovery-running" || !strings.Contains(err.Error(), uuid)) {
+					t.Errorf("dry %v: %v", dry, err)
+				}
+				if res.Plan.Running != uuid || !ev.warned("recovery-running") {
+					t.Errorf("plan %+v", res.Plan)
+				}
+			}
+			if _, now := p.dst.RecoveryRunning(); now != uuid || len(p.posts()) != n {
+				t.Errorf("the recovery was disturbed: %v", p.posts()[n:])
+			}
+			res, _, err := p.run(func(o *recovery.Options) { o.Resume = true }, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.whole()
+			p.over()
+			if !slices.Equal(res.Plan.With(recovery.ActionResume), p.missing) || p.sent()["startRecovery"] != 1 {
+				t.Errorf("plan %+v, sent %v", res.Plan, p.sent())
+			}
+		})
+	}
+	t.Run("nothing to resume", func(t *testing.T) {
+		p := realPair(t, shape{docs: 50})
+		_, ev, err := p.run(func(o *recovery.Options) { o.Resume = true }, nil)
+		if err != nil || !ev.warned("nothing-to-resume") {
+			t.Error(err)
+		}
+		p.whole()
+	})
+	t.Run("started since the plan", func(t *testing.T) {
+		p := realPair(t, shape{version: "4.0", docs: 50})
+		res, _, err := p.run(nil, func(e recovery.Event) {
+			if _, ok := e.(recovery.Planned); ok {
+				p.startElsewhere(bucket)
+			}
+		})
+		wants(t, err, pump.ClassFailed, "recovery-running")
+		if _, uuid := p.dst.RecoveryRunning(); uuid == "" || p.sent()["startRecovery"] != 1 || len(res.Recovered()) != 0 {
+			t.Errorf("somebody else's recovery was taken: %v", p.sent())
+		}
+	})
+	t.Run("of another bucket", func(t *testing.T) {
+		p := realPair(t, shape{docs: 50, dst: func(c *simcluster.Config) {
+			c.Buckets = []simcluster.BucketConfig{{Name: "other"}, {Name: bucket}}
+		}})
+		p.startElsewhere("other")
+		for _, resume := range []bool{false, true} {
+			_, _, err := p.run(func(o *recovery.Options) { o.Resume = resume }, nil)
+			wants(t, err, pump.ClassFailed, "recovery-running")
+			if err != nil && !strings.Contains(err.Error(), "bucket other") {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// TestNotNeeded: somebody else recovers or rebalances between plan and start.
+func TestNotNeeded(t *testing.T) {
+	t.Run("recovered", func(t *testing.T) {
+		p := realPair(t, shape{docs: 200})
+		res, ev, err := p.run(nil, func(e recovery.Event) {
+			if _, ok := e.(recovery.Planned); ok {
+				if _, err := recovery.Run(context.Background(), p.options()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+		if err != nil || !ev.warned("not-needed") || len(res.Remaining()) != 0 {
+			t.Errorf("%v, remaining %v", err, res.Remaining())
+		}
+		p.whole()
+	})
+	t.Run("rebalanced", func(t *testing.T) {
+		p := realPair(t, shape{docs: 200})
+		res, _, err := p.run(nil, func(e recovery.Event) {
+			if _, ok := e.(recovery.Planned); ok {
+				p.dst.Rebalance()
+			}
+		})
+		wants(t, err, pump.ClassFailed, "vbuckets-left")
+		for _, o := range res.Outcomes {
+			if pump.CodeOf(o.Err) != "hole-permanent" {
+				t.Errorf("outcome %+v", o)
+			}
+		}
+	})
+}
+
+// TestHoles: a rebalance has created the missing vbuckets anew, empty. They are
+// named, and the exit code is not 0.
+func TestHoles(t *testing.T) {
+	for _, change := range []func(*simcluster.Config){nil, real} {
+		p := newPair(t, shape{docs: 400, dst: change})
+		p.dst.Rebalance()
+		if left := p.dst.Bucket(bucket).Missing(); len(left) != 0 {
+			t.Fatalf("missing %v", left)
+		}
+		for _, dry := range []bool{true, false} {
+			res, ev, err := p.run(func(o *recovery.Options) { o.DryRun = dry }, nil)
+			wants(t, err, pump.ClassFailed, "hole-permanent")
+			if !slices.Equal(res.Plan.Holes, p.missing) || !ev.warned("hole-permanent") || !strings.Contains(pump.HintOf(err), "cbtransfer") {
+				t.Errorf("holes %v, want %v: %v", res.Plan.Holes, p.missing, err)
+			}
+		}
+		res, _, err := p.run(func(o *recovery.Options) { o.VBuckets = p.missing[:1] }, nil)
+		wants(t, err, pump.ClassFailed, "hole-permanent")
+		if !slices.Equal(res.Plan.Holes, p.missing[:1]) {
+			t.Errorf("holes %v", res.Plan.Holes)
+		}
+		if len(p.posts()) != 0 {
+			t.Errorf("sent %v", p.posts())
+		}
+		// What the hint says. The source is only ahead: no hole.
+		for id, d := range p.docs(p.src) {
+			var vb uint16
+			fmt.Sscanf(id, "%d/", &vb)
+			if slices.Contains(p.missing, vb) {
+				if err := p.dst.Bucket(bucket).Store(d); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if _, _, err := p.run(nil, nil); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestControllerDryRun leaves the cluster as it was: startRecovery changes it, so
+// the plan is made from the map.
+func TestControllerDryRun(t *testing.T) {
+	p := realPair(t, shape{version: "6.6.5"})
+	res, _, err := p.run(func(o *recovery.Options) { o.DryRun = true }, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(res.Plan.With(recovery.ActionCreate), p.missing) || res.Plan.Items() == 0 || res.Plan.Engine == nil {
+		t.Errorf("plan %+v", res.Plan)
+	}
+	if len(p.posts()) != 0 || !slices.Equal(p.dst.Bucket(bucket).Missing(), p.missing) {
+		t.Errorf("sent %v", p.posts())
+	}
+}
+
+// TestAddedNode: a node that was added after the failover gets its share; -a and
+// -r are refused before anything is changed, since there is no such call.
+func TestAddedNode(t *testing.T) {
+	p := realPair(t, shape{version: "6.6.5"})
+	fresh, err := p.dst.NewNode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = p.run(func(o *recovery.Options) { o.AddNode, o.RemoveNode = fresh.REST(), p.lost.REST() }, nil)
+	wants(t, err, pump.ClassUsage, "no-replace-node")
+	if err != nil && !strings.Contains(pump.HintOf(err), fresh.REST()) || len(p.posts()) != 0 {
+		t.Errorf("%v, sent %v", pump.HintOf(err), p.posts())
+	}
+	if err := p.dst.AddNode(fresh); err != nil {
+		t.Fatal(err)
+	}
+	res, _, err := p.run(nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.whole()
+	if !slices.ContainsFunc(res.Outcomes, func(o recovery.Outcome) bool { return o.Destination == fresh.KV() }) {
+		t.Errorf("nothing went to the new node: %+v", res.Outcomes)
+	}
+}
+
+// TestTransfers: every way to read from a source goes with every way to write.
+func TestTransfers(t *testing.T) {
+	for _, c := range []struct{ src, dst, protocol, transfer, wantSrc, wantSink string }{
+		{"2.5.1", "2.5.1", "auto", "auto", "tap", "tap"},
+		{"2.5.1", "4.0", "auto", "auto", "tap", "tap"},
+		{"2.5.1", "6.6.5", "auto", "with-meta", "tap", "with-meta"},
+		{"4.0", "4.0", "auto", "auto", "dcp", "tap"},
+		{"4.0", "4.0", "tap", "with-meta", "tap", "with-meta"},
+		{"4.6", "2.5.1", "dcp", "tap", "dcp", "tap"},
+		{"6.6.5", "2.5.1", "auto", "auto", "dcp", "tap"},
+		{"6.6.5", "4.0", "auto", "with-meta", "dcp", "with-meta"},
+		{"7.6", "6.6.5", "auto", "with-meta", "dcp", "with-meta"},
+	} {
+		t.Run(fmt.Sprint(c), func(t *testing.T) {
+			p := realPair(t, shape{version: c.dst, src: func(cfg *simcluster.Config) { cfg.Version = c.src }})
+			res, _, err := p.run(func(o *recovery.Options) { o.SourceOptions.Protocol, o.Transfer = c.protocol, c.transfer }, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.whole()
+			if e := res.Plan.Engine; e.Source != c.wantSrc || e.Sink != c.wantSink || e.Reason == "" {
+				t.Errorf("engine %+v", e)
+			}
+		})
+	}
+}

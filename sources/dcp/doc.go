@@ -22,8 +22,13 @@
 //     as the node counted at the moment of the end; or
 //   - the vbucket has not changed since the end, and as many came as the node
 //     counts (at least as many, where several snapshots may repeat a key); or
-//   - it is being written to all the time: after a few legs it counts as complete
-//     when no fewer items came than the node counted before and after.
+//   - a snapshot came whole that goes beyond the end: what the vbucket held then has
+//     all come. A vbucket that is written to faster than its legs are is chased for
+//     such a one, with a leg that ends far ahead and is closed when it has come.
+//
+// A key that is written again between the asking for the end and the reading lies
+// behind the end and does not come in that leg; hence no bounds of counts prove
+// anything while a vbucket changes.
 //
 // Where the node's count is of something else (one collection was asked for, a
 // collection was dropped and is not purged yet) the seqnos decide. What is not

@@ -38,6 +38,7 @@ type fakeNode struct {
 	refuse   map[mcbp.Opcode]mcbp.Status
 	onAsk    func(n int) // called with mu held before the n-th answer to vbucket-details
 	asked    int
+	closed   int  // CLOSE_STREAMs
 	growing  bool // every question for seqnos finds one more
 	onAck    func(n uint32)
 
@@ -166,6 +167,8 @@ func (f *fakeNode) answer(c net.Conn, p *mcbp.Frame) ([]byte, error) {
 		return mcbp.AppendFrame(nil, h, nil, nil, []byte(f.manifest)), nil
 	case mcbp.OpDcpOpen:
 		f.opens = append(f.opens, binary.BigEndian.Uint32(p.Extras()[4:]))
+	case mcbp.OpDcpCloseStream:
+		f.closed++
 	case mcbp.OpDcpControl:
 		f.controls = append(f.controls, string(p.Key())+"="+string(p.Value()))
 	case mcbp.OpDcpBufferAck:

@@ -87,7 +87,7 @@ func (d *feed) close() {
 func (d *feed) request(p *part) {
 	d.opaque++
 	p.opaque = d.opaque
-	p.streaming, p.markerStart, p.markerEnd = true, 0, 0
+	p.streaming, p.closing, p.sealed, p.markerStart, p.markerEnd = true, false, false, 0, 0
 	d.running++
 	r := p.streamReq()
 	r.Filter = d.filter
@@ -285,8 +285,24 @@ func (d *feed) partOf(vb uint16, opaque uint32) *part {
 	return nil
 }
 
-// response handles the answer to a STREAM_REQ.
+// closeStream asks for the end of a stream that has brought what it was opened for. What
+// is under way still comes.
+func (d *feed) closeStream(p *part) {
+	p.closing = true
+	d.out = mcbp.AppendFrame(d.out, mcbp.Header{Magic: mcbp.MagicRequest, Opcode: mcbp.OpDcpCloseStream, VBucket: p.vb, Opaque: p.opaque}, nil, nil, nil)
+}
+
+// response handles the answer to a STREAM_REQ or CLOSE_STREAM.
 func (d *feed) response(f *mcbp.Frame) error {
+	if f.Opcode == mcbp.OpDcpCloseStream {
+		for _, p := range d.parts {
+			// A stream that ended in the same moment is not there any more.
+			if p != nil && p.streaming && p.closing && p.opaque == f.Opaque {
+				d.drop(p)
+			}
+		}
+		return nil
+	}
 	if f.Opcode != mcbp.OpDcpStreamReq {
 		if f.Status() == mcbp.StatusOK {
 			return nil
@@ -374,6 +390,11 @@ func (d *feed) message(f *mcbp.Frame, b *pump.Batch) error {
 		return d.protocol(err)
 	}
 	p := d.partOf(m.VBucket, m.Opaque)
+	if p == nil && int(m.VBucket) < len(d.parts) {
+		if q := d.parts[m.VBucket]; q != nil && q.closing && q.opaque == m.Opaque {
+			return nil // behind the answer to CLOSE_STREAM: the next leg brings it
+		}
+	}
 	if p == nil || !p.accepted {
 		return d.foreign(fmt.Errorf("the node sends %s of vbucket %d, whose stream was not asked for", mcbp.OpcodeName(m.Opcode), m.VBucket))
 	}
@@ -386,7 +407,9 @@ func (d *feed) message(f *mcbp.Frame, b *pump.Batch) error {
 		p.failed = p.ended(d.addr)
 		return nil
 	case mcbp.OpDcpSeqnoAdvanced:
-		return d.check(p, p.pass(m.Seqno))
+		err := p.pass(m.Seqno)
+		d.caughtUp(p)
+		return d.check(p, err)
 	case mcbp.OpDcpSystemEvent:
 		if err := p.advance(m.Seqno); err != nil {
 			return d.check(p, err)
@@ -405,14 +428,23 @@ func (d *feed) message(f *mcbp.Frame, b *pump.Batch) error {
 		}
 		d.names.event(&e)
 		p.drops = p.drops || dropped(&e)
+		d.caughtUp(p)
 		return nil
 	case mcbp.OpDcpMutation, mcbp.OpDcpDeletion, mcbp.OpDcpExpiration:
 		if err := p.advance(m.Seqno); err != nil {
 			return d.check(p, err)
 		}
+		d.caughtUp(p)
 		return d.item(p, m, b)
 	}
 	return d.protocol(fmt.Errorf("the node sends %s of vbucket %d, which was never asked for", mcbp.OpcodeName(m.Opcode), m.VBucket))
+}
+
+// caughtUp ends a chase.
+func (d *feed) caughtUp(p *part) {
+	if p.chase && p.sealed && !p.closing {
+		d.closeStream(p)
+	}
 }
 
 func (d *feed) check(p *part, err error) error {

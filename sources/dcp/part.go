@@ -7,6 +7,11 @@ import (
 	"github.com/cbpump/cbpump/pump"
 )
 
+// chaseMargin is how far beyond the high seqno a leg ends that chases a vbucket
+// which is written to faster than its legs can be proven. Such a leg is closed as
+// soon as a snapshot has come whole.
+const chaseMargin = 1 << 20
+
 // part is one vbucket of a stream: how far it has come, on which branch of the
 // vbucket's history, and what came of it.
 type part struct {
@@ -34,7 +39,10 @@ type part struct {
 	// The stream under way.
 	opaque                 uint32
 	streaming, accepted    bool
+	chase, closing         bool   // see chaseMargin; we have asked for its end
+	requested              uint64 // its end
 	markerStart, markerEnd uint64
+	sealed                 bool // a snapshot came whole that holds the leg's end
 	reason                 uint32
 	failed                 error // why it ended before its end
 
@@ -57,9 +65,13 @@ func (p *part) restart() {
 // without an end: force-written vbuckets of 6.0 kill their node then, and streams
 // without collections may stay open for ever on 7.0.
 func (p *part) streamReq() mcbp.StreamReq {
+	p.requested = max(p.end, p.seqno)
+	if p.chase {
+		p.requested += chaseMargin
+	}
 	r := mcbp.StreamReq{
 		VBucket: p.vb, Opaque: p.opaque,
-		Start: p.seqno, End: max(p.end, p.seqno), SnapStart: p.snapStart, SnapEnd: p.snapEnd,
+		Start: p.seqno, End: p.requested, SnapStart: p.snapStart, SnapEnd: p.snapEnd,
 	}
 	if p.seqno > 0 && len(p.log) > 0 {
 		r.UUID = p.log[0].UUID
@@ -109,8 +121,18 @@ func (p *part) advance(seqno uint64) error {
 	if seqno <= p.seqno || seqno > p.markerEnd {
 		return fmt.Errorf("seqno %d came behind %d, in a snapshot %d to %d", seqno, p.seqno, p.markerStart, p.markerEnd)
 	}
-	p.seqno, p.snapStart, p.snapEnd = seqno, min(p.markerStart, seqno), p.markerEnd
+	p.move(seqno)
 	return nil
+}
+
+// move moves the position. Behind the last item of a snapshot everything that the
+// vbucket held at its end has come. A snapshot that ends just where the stream
+// does may have been cut there, and does not count.
+func (p *part) move(seqno uint64) {
+	p.seqno, p.snapStart, p.snapEnd = seqno, min(p.markerStart, seqno), p.markerEnd
+	if seqno == p.markerEnd && seqno != p.requested && seqno >= p.end {
+		p.sealed = true
+	}
 }
 
 // pass moves the position over what the stream does not show.
@@ -121,7 +143,7 @@ func (p *part) pass(seqno uint64) error {
 	case seqno > p.markerEnd:
 		p.markerStart, p.markerEnd = seqno, seqno
 	}
-	p.seqno, p.snapStart, p.snapEnd = seqno, min(p.markerStart, seqno), p.markerEnd
+	p.move(seqno)
 	return nil
 }
 
@@ -145,6 +167,9 @@ func (p *part) ended(addr string) error {
 		e.Code, e.Err = codeNoCollection, fmt.Errorf("the collection was dropped while it was copied (stream end %d)", p.reason)
 		e.Hint = "What had come of it may be at the destination."
 	case mcbp.StreamEndClosed:
+		if p.closing {
+			return nil
+		}
 		e.Err = fmt.Errorf("somebody closed the stream (stream end %d)", p.reason)
 	case mcbp.StreamEndDisconnected:
 		e.Err = fmt.Errorf("the node is closing the connection (stream end %d)", p.reason)

@@ -7,9 +7,12 @@ import (
 	"github.com/cbpump/cbpump/mcbp"
 )
 
-// maxLegs is how often a vbucket that is written to all the time is followed
-// before the bounds of its counts have to do.
-const maxLegs = 4
+// maxLegs is how many legs a vbucket gets that is written to all the time before
+// it is chased (chaseMargin), and maxChases how often that is tried.
+const (
+	maxLegs   = 4
+	maxChases = 3
+)
 
 // maxStarts is how often a vbucket is streamed anew because counts do not agree.
 const maxStarts = 2
@@ -28,8 +31,11 @@ const (
 func (p *part) whole() bool { return p.counted && p.cover >= p.end }
 
 // atOnce reports a leg that is proven by what the node counted at its beginning:
-// as many keys came as there were at that very seqno.
-func (p *part) atOnce() bool { return p.exact && p.whole() && p.live == p.before && p.orphans == 0 }
+// as many keys came as there were at that very seqno. A key that had been written
+// again before it was read lies behind the end, and would be missing.
+func (p *part) atOnce() bool {
+	return p.exact && p.whole() && p.seqno <= p.end && p.live == p.before && p.orphans == 0
+}
 
 // judge decides whether p is proven complete (invariant 4) when its leg has
 // reached its end. now and high are what the node says after it; comparable tells
@@ -39,32 +45,25 @@ func (p *part) judge(now cluster.VBInfo, high uint64, comparable bool) (r ruling
 		return elsewhere, 0, "is " + now.State.String() + " there by now"
 	}
 	still := high == p.end
-	if !comparable || p.drops {
-		if still || p.legs >= maxLegs {
-			return proven, p.live, ""
-		}
-		return goOn, 0, ""
-	}
 	counts := fmt.Sprintf("%d live items came, the node counts %d", p.live, now.Items)
 	if p.before != now.Items {
 		counts += fmt.Sprintf(" (%d before)", p.before)
 	}
 	switch {
-	case still && p.whole():
-		if p.live == now.Items {
-			return proven, now.Items, ""
-		}
-		return startNew, 0, counts
-	case still && p.counted && p.live < now.Items:
+	case still && (!comparable || p.drops):
+		return proven, p.live, ""
+	case still && p.whole() && p.live != now.Items, still && p.counted && p.live < now.Items:
 		return startNew, 0, counts
 	case still:
-		// Some keys came more than once, or some before a rollback: the node's count
-		// is that of the state that was reached.
+		// Some keys may have come more than once, or before a rollback: the node's
+		// count is that of the state that was reached.
 		return proven, now.Items, ""
-	case p.legs < maxLegs:
+	case p.sealed && (p.counted && p.cover >= p.seqno || !comparable || p.drops):
+		return proven, p.live, ""
+	case p.sealed:
+		return proven, now.Items, "" // as near as it can be told while it changes
+	case p.legs < maxLegs+maxChases:
 		return goOn, 0, ""
-	case p.counted && p.live < min(p.before, now.Items):
-		return startNew, 0, counts + ", and it is written to all the time"
 	}
-	return proven, p.live, ""
+	return startNew, 0, counts + ", and it is written to all the time"
 }

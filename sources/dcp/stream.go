@@ -402,6 +402,7 @@ func (s *stream) start(ctx context.Context, addr string, group, all []*part) err
 		p.exact = began.high[p.vb] == p.end
 		p.failed = nil
 		p.legs++
+		p.chase = p.legs > maxLegs
 		s.cur.request(p)
 	}
 	s.group = group

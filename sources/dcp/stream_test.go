@@ -227,26 +227,53 @@ func TestCounts(t *testing.T) {
 	}
 }
 
-// TestAlwaysWrittenTo: a vbucket that changes all the time is followed a few
-// times, then the bounds of its counts decide.
+// TestAlwaysWrittenTo: a vbucket that changes all the time is chased for a whole
+// snapshot, whatever the counts say; what has none is not complete.
 func TestAlwaysWrittenTo(t *testing.T) {
-	for counted, code := range map[uint64]string{3: "", 100: codeIncomplete} {
-		f := startFake(t, v66, map[uint16]cluster.VBInfo{7: activeVB(counted)}, map[uint16]uint64{7: 3}, nil)
+	for _, sealed := range []bool{true, false} {
+		f := startFake(t, v66, map[uint16]cluster.VBInfo{7: activeVB(3)}, map[uint16]uint64{7: 3}, nil)
 		f.growing = true
 		f.stream = func(n int, req mcbp.StreamReq, _ net.Conn) ([]byte, error) {
-			return accept(req).marker(req.Start+1, req.End).items(req.Start+1, req.End).end(mcbp.StreamEndOK).out, nil
+			s := accept(req)
+			if n < maxLegs || !sealed {
+				to := min(req.End, req.Start+2)
+				return s.marker(req.Start+1, req.End).items(to, to).items(req.End, req.End).end(mcbp.StreamEndOK).out, nil
+			}
+			if req.End < chaseMargin {
+				t.Errorf("leg %d: STREAM_REQ %+v", n, req)
+			}
+			// What it had sent before it heard CLOSE_STREAM comes, too.
+			return s.marker(req.Start+1, req.Start+50).items(req.Start+1, req.Start+50).marker(req.Start+51, req.Start+52).items(req.Start+51, req.Start+51).out, nil
 		}
 		got := readOnce(t, one(t, f, nil, 7), 8<<10)
-		if n := len(f.seen()); n != maxLegs {
-			t.Errorf("%d legs", n)
-		}
-		if code != "" {
-			want(t, got.err, code, "the node counts 100, and it is written to all the time")
+		if !sealed {
+			want(t, got.err, codeIncomplete, "it is written to all the time")
+			if n := len(f.seen()); n != maxLegs+maxChases {
+				t.Errorf("%d legs", n)
+			}
 			continue
 		}
-		if live := f.seen()[maxLegs-1].End; got.err != io.EOF || got.complete(7).Items != live || len(got.items) != int(live) {
+		if m := got.complete(7); got.err != io.EOF || m == nil || m.Items != 3 || m.Seqno != got.items[len(got.items)-1].Seqno {
 			t.Errorf("%v, %+v", got.err, got.marks)
 		}
+		if n := len(f.seen()); n != maxLegs+1 || f.closed != 1 {
+			t.Errorf("%d legs, %d streams closed", n, f.closed)
+		}
+	}
+}
+
+// TestOvershoot: 6.0 sends a backfill beyond the end that was asked for. That is a
+// whole snapshot; what is as many as before is not by that the same.
+func TestOvershoot(t *testing.T) {
+	f := startFake(t, v60, map[uint16]cluster.VBInfo{7: activeVB(5)}, map[uint16]uint64{7: 5}, nil)
+	f.stream = func(n int, req mcbp.StreamReq, _ net.Conn) ([]byte, error) {
+		f.set(7, activeVB(6), 9)
+		// 2 was written again as 6; 7 is new.
+		return accept(req).marker(0, 7).items(1, 1).items(3, 7).end(mcbp.StreamEndOK).out, nil
+	}
+	got := readOnce(t, one(t, f, nil, 7), 8<<10)
+	if m := got.complete(7); got.err != io.EOF || m == nil || m.Items != 6 || m.Seqno != 7 || len(f.seen()) != 1 {
+		t.Errorf("%v, %+v", got.err, got.marks)
 	}
 }
 

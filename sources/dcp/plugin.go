@@ -50,7 +50,7 @@ func Plugin() pump.SourcePlugin[Options] {
 		Doc: "Every vbucket's end is proven by its sequence number and by the node's count of live items. The vbucket list " +
 			"restricts the copy to those vbuckets. Up to 4.x the login is that of the bucket, from 5.0 on that of the user given.",
 		New: func(ctx context.Context, t pump.Target, o Options) (pump.Source, error) {
-			return New(ctx, Config{URL: t.Name(), Env: t.Env, Options: o})
+			return New(ctx, Config{URL: t.Name(), Env: t.Env, TLS: cluster.TLSOf(t.Security), Network: t.Security.Network, Options: o})
 		},
 	}
 }

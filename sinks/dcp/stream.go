@@ -11,6 +11,13 @@ import (
 // snapshotLive marks a snapshot as one from memory, as recorded.
 const snapshotLive = 1
 
+// The last byte of a mutation's extras says how much it is used: as little as a new
+// item.
+const (
+	nruAt  = mcbp.HeaderLen + 30
+	nruNew = 2
+)
+
 // stream is one vbucket's stream to the node.
 type stream struct {
 	vb uint16
@@ -63,7 +70,11 @@ func (s *stream) add(it *pump.Item, cas uint64, deleteTimes, expirations bool) {
 	case it.Op != pump.Mutation:
 		m.Opcode = mcbp.OpDcpDeletion
 	}
+	at := len(s.buf)
 	s.buf = m.Append(s.buf, deleteTimes)
+	if m.Opcode == mcbp.OpDcpMutation {
+		s.buf[at+nruAt] = nruNew
+	}
 }
 
 // event appends a change of the manifest.

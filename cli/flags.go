@@ -21,6 +21,7 @@ type common struct {
 	bucketDestination string
 	logins            [2]loginFlags // by pump.Role
 	vbuckets          string
+	security          pump.Security
 	threads           int
 	extras            []string
 	dryRun            bool
@@ -52,6 +53,11 @@ func (c *common) addShared() {
 	f.StringVarP(&dst.user, "username-destination", "U", "", "")
 	f.StringVarP(&dst.password, "password-destination", "P", "", "")
 	f.StringVar(&dst.file, "password-destination-file", "", "")
+	f.StringVar(&c.security.CACert, "cacert", "", "")
+	f.StringVar(&c.security.ClientCert, "client-cert", "", "")
+	f.StringVar(&c.security.ClientKey, "client-key", "", "")
+	f.BoolVar(&c.security.NoVerify, "no-ssl-verify", false, "")
+	f.StringVar(&c.security.Network, "network", "auto", "")
 	f.IntVarP(&c.threads, "threads", "t", 0, "")
 	f.StringArrayVarP(&c.extras, "extra", "x", nil, "")
 	f.BoolVarP(&c.dryRun, "dry-run", "n", false, "")
@@ -60,6 +66,30 @@ func (c *common) addShared() {
 	f.BoolVar(&c.json, "json", false, "")
 	f.BoolVar(&c.version, "version", false, "")
 	f.BoolVarP(&c.help, "help", "h", false, "")
+}
+
+// secure hands what the flags say of TLS and networks to both ends.
+func (c *common) secure(say *console, ends ...*pump.Resolved) error {
+	s := c.security
+	switch {
+	case (s.ClientCert == "") != (s.ClientKey == ""):
+		return c.usage("--client-cert and --client-key go together: the certificate and its key")
+	case !slices.Contains([]string{"auto", "default", "external"}, s.Network):
+		return c.usage("--network is auto, default or external")
+	}
+	safe := false
+	for _, end := range ends {
+		end.Target.Security = s
+		safe = safe || end.Target.Scheme == "https" || end.Target.Scheme == "couchbases"
+	}
+	given := slices.ContainsFunc([]string{"cacert", "client-cert", "no-ssl-verify"}, c.given)
+	switch {
+	case given && !safe:
+		say.Warn("certificates and TLS are not used: no address asks for TLS (https:// and couchbases:// do)")
+	case s.NoVerify:
+		say.Warn("--no-ssl-verify: certificates are not verified, so whoever sits between can read and change everything, passwords too")
+	}
+	return nil
 }
 
 // parse reads the arguments; its errors are of wrong use and quote no values.

@@ -18,6 +18,20 @@ Credentials
   users for a moment; a file or the environment is better.
 `
 
+const securityHelp = `
+Security
+      --cacert FILE                    trust the authorities in this PEM file, in place
+                                       of the system's; it may hold those of both sides
+      --client-cert FILE               our certificate, where a cluster wants one
+      --client-key FILE                and its key
+      --no-ssl-verify                  trust any certificate: whoever sits between can
+                                       read and change everything
+      --network WHICH                  by which of their addresses nodes are reached:
+                                       auto, default or external (default auto)
+
+  https:// and couchbases:// speak TLS 1.2 or later to REST and data ports.
+`
+
 const outputHelp = `
 Output
   -v, --verbose                        more log on stderr: -v, -vv, -vvv
@@ -51,7 +65,7 @@ What is copied
       --single-node                    only the node that SOURCE names
       --destination-operation OP       set, add or get
   -n, --dry-run                        check both ends, copy nothing
-` + loginHelp + `
+` + loginHelp + securityHelp + `
 Running
   -t, --threads N                      parallel writers (default: the sink's choice)
   -x, --extra NAME=VALUE               an option of engine, source or sink; may be
@@ -85,20 +99,19 @@ What is recovered
   -r, --remove-node HOST:PORT          the failed-over node that is replaced; -a and -r
                                        go together
   -n, --dry-run                        show the plan, change nothing
-` + loginHelp + `
+` + loginHelp + securityHelp + `
 Running
       --recovery-api API               auto, proposal or controller (default auto)
       --resume                         go on with a recovery that is under way at the
                                        destination (controller)
-      --transfer HOW                   how vbuckets are pushed: auto, tap or with-meta
-                                       (default auto)
+      --transfer HOW                   how vbuckets are pushed: auto, tap, dcp or
+                                       with-meta (default auto)
   -t, --threads N                      parallel writers (default: the sink's choice)
   -x, --extra NAME=VALUE               an option of the engine, the source or the sink;
                                        may be repeated, or a=1,b=2
 ` + outputHelp + exitHelp + `
   A vbucket is made active only when every item of it is confirmed and the counts
-  agree. What is left stays a replica and is named; running the same command
-  again does only that.
+  agree. What is left is named; running the same command again does only that.
 
 Examples
   cbrecovery http://10.1.2.3:8091 http://10.3.4.5:8091 -n -U admin

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/cbpump/cbpump/cluster"
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/recovery"
 )
@@ -104,6 +105,9 @@ func (j *recoveryJob) prepare(p *Process, r *pump.Registry) (opt recovery.Option
 	if err := f.login(p, j.say, source, sink, false); err != nil {
 		return opt, err
 	}
+	if err := f.secure(j.say, source, sink); err != nil {
+		return opt, err
+	}
 	opt.Settings = pump.DefaultSettings()
 	if err := pump.AssignOptions(extras, source, sink, &opt.Settings); err != nil {
 		return opt, err
@@ -114,7 +118,7 @@ func (j *recoveryJob) prepare(p *Process, r *pump.Registry) (opt recovery.Option
 	if err := errors.Join(source.Decode(&opt.SourceOptions), sink.Decode(&opt.SinkOptions)); err != nil {
 		return opt, err
 	}
-	opt.Source, opt.Destination = f.endpointOf(source), f.endpointOf(sink)
+	opt.Source, opt.Destination = endpointOf(source), endpointOf(sink)
 	opt.Resume, opt.Transfer = f.resume, f.transfer
 	opt.API, opt.AddNode, opt.RemoveNode, opt.DryRun = f.api, f.addNode, f.removeNode, f.dryRun
 	opt.Threads, opt.Log, opt.OnEvent = f.threads, j.say.logger(f.verbose), j.event
@@ -122,10 +126,11 @@ func (j *recoveryJob) prepare(p *Process, r *pump.Registry) (opt recovery.Option
 	return opt, nil
 }
 
-func (f *recoveryFlags) endpointOf(r *pump.Resolved) recovery.Endpoint {
+func endpointOf(r *pump.Resolved) recovery.Endpoint {
 	t := &r.Target
 	return recovery.Endpoint{
 		URL: t.Name(), Bucket: t.Bucket, Username: t.Username, Password: t.Password,
+		TLS: cluster.TLSOf(t.Security), Network: t.Security.Network,
 	}
 }
 

@@ -108,6 +108,9 @@ func (t *transfer) prepare(p *Process, r *pump.Registry) error {
 	if err := f.login(p, t.say, t.from, t.to, true); err != nil {
 		return err
 	}
+	if err := f.secure(t.say, t.from, t.to); err != nil {
+		return err
+	}
 	t.settings = pump.DefaultSettings()
 	if err := pump.AssignOptions(extras, t.from, t.to, &t.settings); err != nil {
 		return err

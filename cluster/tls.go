@@ -25,6 +25,11 @@ type TLS struct {
 	InsecureSkipVerify bool
 }
 
+// TLSOf is what a frontend's flags say.
+func TLSOf(s pump.Security) TLS {
+	return TLS{CACertFile: s.CACert, CertFile: s.ClientCert, KeyFile: s.ClientKey, InsecureSkipVerify: s.NoVerify}
+}
+
 func (t *TLS) given() bool {
 	return t.CACertFile != "" || len(t.CACertPEM) > 0 || t.CertFile != "" || t.KeyFile != "" || t.InsecureSkipVerify
 }

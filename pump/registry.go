@@ -40,7 +40,18 @@ type Env struct {
 	SingleNode bool
 	// Threads is the parallelism that the user asked for; 0 leaves it open.
 	Threads int
-	Log     hclog.Logger // never nil once a plugin sees it
+	// Security says how clusters are reached.
+	Security Security
+	Log      hclog.Logger // never nil once a plugin sees it
+}
+
+// Security says how connections to clusters are secured, where their address asks
+// for TLS, and by which of their addresses nodes are reached. Package cluster has
+// the meaning of each.
+type Security struct {
+	CACert, ClientCert, ClientKey string // PEM files
+	NoVerify                      bool   // trust any certificate
+	Network                       string // auto ("" too), default or external
 }
 
 // Target is a spec taken apart: what a plugin's New is asked to open.

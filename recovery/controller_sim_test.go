@@ -535,6 +535,12 @@ func TestTransfers(t *testing.T) {
 		{"6.6.5", "2.5.1", "auto", "auto", "dcp", "tap"},
 		{"6.6.5", "4.0", "auto", "with-meta", "dcp", "with-meta"},
 		{"7.6", "6.6.5", "auto", "with-meta", "dcp", "with-meta"},
+		{"2.5.1", "6.6.5", "auto", "auto", "tap", "dcp"},
+		{"2.5.1", "4.6", "auto", "dcp", "tap", "dcp"},
+		{"4.6", "3.0.3", "tap", "dcp", "tap", "dcp"},
+		{"7.6", "7.0.5", "auto", "auto", "dcp", "dcp"},
+		{"6.6.5", "4.0", "auto", "dcp", "dcp", "dcp"},
+		{"7.6", "2.5.1", "auto", "auto", "dcp", "tap"},
 	} {
 		t.Run(fmt.Sprint(c), func(t *testing.T) {
 			p := realPair(t, shape{version: c.dst, src: func(cfg *simcluster.Config) { cfg.Version = c.src }})

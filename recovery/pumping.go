@@ -10,6 +10,7 @@ import (
 
 	"github.com/cbpump/cbpump/cluster"
 	"github.com/cbpump/cbpump/pump"
+	sinkdcp "github.com/cbpump/cbpump/sinks/dcp"
 	"github.com/cbpump/cbpump/sinks/mc"
 	sinktap "github.com/cbpump/cbpump/sinks/tap"
 	sourcedcp "github.com/cbpump/cbpump/sources/dcp"
@@ -51,6 +52,9 @@ type SourceOptions struct {
 type SinkOptions struct {
 	Timeout    time.Duration `opt:"timeout" default:"30s" help:"silence of a node after which a connection is given up"`
 	TapConnect bool          `opt:"tap_connect" default:"false" help:"TAP: send TAP_CONNECT before the first message; real servers abort on it, so leave this off"`
+
+	MapCollections    string `opt:"map-collections" help:"where collections go, as a.b=c.d: collection b of scope a into collection d of scope c; several are separated by commas (7.0 and later)"`
+	CreateCollections bool   `opt:"create-collections" default:"false" help:"create scopes and collections that the destination does not have (7.0 and later)"`
 }
 
 // DefaultSourceOptions returns the declared defaults.
@@ -116,21 +120,22 @@ var sourceProtocols = []protocol[pump.Source]{
 
 var sinkProtocols = []protocol[pump.Sink]{
 	{TransferTAP, "TAP pushes", cluster.Version{}, cluster.Version{Major: 5}, openTAPSink},
+	{TransferDCP, "DCP pushes", cluster.Version{Major: 3}, cluster.Version{}, openDCPSink},
 	{TransferWithMeta, "forced *_WITH_META", cluster.Version{}, cluster.Version{}, openMetaSink},
 }
 
 func openTAPSource(ctx context.Context, r *run, env pump.Env) (pump.Source, error) {
 	o := r.opt.SourceOptions
-	return sourcetap.New(ctx, sourcetap.Config{URL: r.opt.Source.URL, Env: env, Options: sourcetap.Options{
-		FlushTimeout: o.FlushTimeout, IdleTimeout: o.IdleTimeout, DumpVBuckets: o.DumpVBuckets, EndProof: o.EndProof,
-	}})
+	return sourcetap.New(ctx, sourcetap.Config{
+		URL: r.opt.Source.URL, Env: env, TLS: r.opt.Source.TLS, Network: r.opt.Source.Network,
+		Options: sourcetap.Options{FlushTimeout: o.FlushTimeout, IdleTimeout: o.IdleTimeout, DumpVBuckets: o.DumpVBuckets, EndProof: o.EndProof},
+	})
 }
 
 func openDCPSource(ctx context.Context, r *run, env pump.Env) (pump.Source, error) {
 	o, d := r.opt.SourceOptions, sourcedcp.DefaultOptions()
 	d.IdleTimeout, d.BufferSize, d.OpenVBuckets, d.MapWait = o.IdleTimeout, o.BufferSize, o.OpenVBuckets, o.MapWait
-	// Nodes before 5.0 store no compressed values.
-	d.Uncompress = !r.dst.bucket.MinVersion().AtLeast(5, 0)
+	d.Uncompress = r.plan.Engine.Sink == TransferTAP // which cannot carry compressed values
 	return sourcedcp.New(ctx, sourcedcp.Config{
 		URL: r.opt.Source.URL, Env: env, TLS: r.opt.Source.TLS, Network: r.opt.Source.Network, Options: d,
 	})
@@ -146,9 +151,18 @@ func openTAPSink(ctx context.Context, r *run, env pump.Env) (pump.Sink, error) {
 
 func openMetaSink(ctx context.Context, r *run, env pump.Env) (pump.Sink, error) {
 	d, o := r.opt.Destination, mc.DefaultCBOptions()
-	o.Timeout = r.opt.SinkOptions.Timeout
+	s := r.opt.SinkOptions
+	o.Timeout, o.Uncompress, o.MapCollections, o.CreateCollections = s.Timeout, true, s.MapCollections, s.CreateCollections
 	return mc.NewCB(ctx, mc.CBConfig{
 		URL: d.URL, Env: env, TLS: d.TLS, Network: d.Network, Owners: r.destinations(env.VBuckets), Force: true, Options: o,
+	})
+}
+
+func openDCPSink(ctx context.Context, r *run, env pump.Env) (pump.Sink, error) {
+	d, o := r.opt.Destination, r.opt.SinkOptions
+	return sinkdcp.New(ctx, sinkdcp.Config{
+		URL: d.URL, Env: env, TLS: d.TLS, Network: d.Network, Owners: r.destinations(env.VBuckets),
+		Options: sinkdcp.Options{Timeout: o.Timeout, Uncompress: true, MapCollections: o.MapCollections, CreateCollections: o.CreateCollections},
 	})
 }
 
@@ -174,10 +188,6 @@ func (r *run) chooseEngine() (*Engine, error) {
 	}
 	e := &Engine{Source: from.name, Sink: to.name, openSource: from.open, openSink: to.open,
 		Reason: fmt.Sprintf("%s, since %s; %s, since %s", from.says, why, to.says, whyTo)}
-	if u := r.src.client.URL(); from.name == TransferTAP && strings.HasPrefix(u, "https:") {
-		return nil, &pump.Error{Class: pump.ClassUsage, Code: "transfer-unsupported", Op: "choose the transfer",
-			Err: errors.New("the source is to be read over TAP, which is spoken without TLS only"), Hint: "Give its address as http://, or leave -x protocol out."}
-	}
 	r.opt.Log.Info("transfer chosen", "from", e.Source, "to", e.Sink, "reason", e.Reason)
 	return e, nil
 }

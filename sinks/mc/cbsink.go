@@ -75,7 +75,7 @@ func CBPlugin() pump.SinkPlugin[CBOptions] {
 			"From 7.0 on items go to the collection of the same name (map-collections, create-collections); a maximum time to live of the collection changes their expiry. " +
 			"Nodes up to 2.5 take an expiry up to 30 days after 1970 for a span from now; such an expiry is stored there as a later one that is over too.",
 		New: func(ctx context.Context, t pump.Target, o CBOptions) (pump.Sink, error) {
-			return NewCB(ctx, CBConfig{URL: t.Name(), Env: t.Env, Options: o})
+			return NewCB(ctx, CBConfig{URL: t.Name(), Env: t.Env, TLS: cluster.TLSOf(t.Security), Network: t.Security.Network, Options: o})
 		},
 	}
 }

@@ -52,7 +52,7 @@ func Plugin() pump.SinkPlugin[Options] {
 			if t.Scheme == "tap" {
 				url = t.Host()
 			}
-			return New(ctx, Config{URL: url, Env: t.Env, Options: o})
+			return New(ctx, Config{URL: url, Env: t.Env, TLS: cluster.TLSOf(t.Security), Network: t.Security.Network, Options: o})
 		},
 	}
 }

@@ -50,7 +50,7 @@ func Plugin() pump.SourcePlugin[Options] {
 		Doc: "Every vbucket's end is proven: over DCP by its sequence number and item count, over TAP by the server's end marker and its item count. " +
 			"What cannot be proven is read again, and named in the error if it still cannot. The vbucket list restricts the copy to those vbuckets.",
 		New: func(ctx context.Context, t pump.Target, o Options) (pump.Source, error) {
-			return New(ctx, Config{URL: t.Name(), Env: t.Env, Options: o})
+			return New(ctx, Config{URL: t.Name(), Env: t.Env, TLS: cluster.TLSOf(t.Security), Network: t.Security.Network, Options: o})
 		},
 	}
 }

@@ -49,7 +49,7 @@ func Plugin() pump.SourcePlugin[Options] {
 			"and named in the error if it still cannot. The vbucket list restricts the dump to those vbuckets. " +
 			"With tap:// the vbuckets that are active on that node are dumped; the user is the bucket, or the one given.",
 		New: func(ctx context.Context, t pump.Target, o Options) (pump.Source, error) {
-			return New(ctx, Config{URL: t.Name(), Env: t.Env, Options: o})
+			return New(ctx, Config{URL: t.Name(), Env: t.Env, TLS: cluster.TLSOf(t.Security), Network: t.Security.Network, Options: o})
 		},
 	}
 }

@@ -78,7 +78,6 @@ type dcpProducer struct {
 	noopNum  uint32
 	noopAt   time.Time
 	awaiting bool // a NOOP is not answered; guarded by mu
-	stalled  bool
 }
 
 // dcpStream is the stream of one vbucket.
@@ -366,6 +365,11 @@ func (p *dcpProducer) streamReq(f *mcbp.Frame) bool {
 		vb: r.VBucket, opaque: r.Opaque, life: v.life, end: r.End, marker: r.SnapStart, first: true, pos: r.Start, last: r.Start,
 	}
 	status, why := v.admit(&r, c.n.c.rel)
+	if status == mcbp.StatusOK && v.forced && r.End == noSeqno {
+		m.mu.Unlock()
+		c.abort("an endless stream of a vbucket that was written by force before it was ever active", f)
+		return false
+	}
 	var body []byte
 	switch {
 	case status == mcbp.StatusOK && twice:
@@ -746,6 +750,10 @@ func (p *dcpProducer) item(s *dcpStream, it *item) error {
 		if it.byExpiry && p.expiry {
 			m.Opcode, times = mcbp.OpDcpExpiration, true
 		}
+	}
+	if p.noVal && it.datatype&dtXattr != 0 && p.c.n.c.rel >= rel65 && p.c.n.c.rel < rel70 {
+		p.c.n.c.log.Warn("the server aborts", "node", p.c.n.OTP(), "why", "a stream without values meets extended attributes")
+		return errDied
 	}
 	if it.datatype != 0 || p.noVal || p.deflate || it.deleted {
 		p.convert(s, m, it)

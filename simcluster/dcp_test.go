@@ -484,3 +484,41 @@ func TestHeldKey(t *testing.T) {
 	release()
 	k.status(meta(mcbp.OpSetWithMeta, 1, 1, m, "k", "v"), mcbp.StatusOK)
 }
+
+// What kills real servers kills the node.
+func TestStreamsThatKill(t *testing.T) {
+	c := start(t, Config{Nodes: 1, Version: "6.0.4"})
+	n := c.Nodes()[0]
+	n.SetVBucket("default", 3, mcbp.VBAbsent)
+	n.SetVBucket("default", 3, mcbp.VBReplica)
+	k := modern(t, n, "default")
+	k.status(meta(mcbp.OpSetWithMeta, 3, 1, mcbp.Meta{CAS: 7, Rev: 3}, "k", "v"), mcbp.StatusOK)
+	n.SetVBucket("default", 3, mcbp.VBActive)
+	k.producer("bounded")
+	k.status(streamReq(3, 0, 1, 0), mcbp.StatusOK)
+	if _, ends := k.drain(1); ends[0] != endOK || n.Dead() {
+		t.Fatalf("a stream with an end: %v, dead: %v", ends, n.Dead())
+	}
+	k.send(streamReq(3, 0, noSeqno, 0))
+	k.closed()
+	if !n.Dead() {
+		t.Error("6.0 survives an endless stream")
+	}
+
+	c = start(t, Config{Nodes: 1, Version: "6.6.5"})
+	n = c.Nodes()[0]
+	if err := n.StoreAt("default", 1, Doc{Key: []byte("x"), Value: []byte("\x00\x00\x00\x00v"), Datatype: dtXattr}); err != nil {
+		t.Fatal(err)
+	}
+	k = modern(t, n, "default")
+	k.status(mcbp.AppendDcpOpen(nil, 1, "no values", mcbp.DcpOpenProducer|mcbp.DcpOpenNoValue), mcbp.StatusOK)
+	k.status(streamReq(1, 0, 1, 0), mcbp.StatusOK)
+	for {
+		if _, err := k.r.Next(); err != nil {
+			break
+		}
+	}
+	if !n.Dead() {
+		t.Error("6.6 survives a stream without values")
+	}
+}

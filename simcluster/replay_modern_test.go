@@ -87,9 +87,9 @@ type play struct {
 	dropped, gone []uint32 // collections, as recorded and as here
 	marker        bool     // the first marker has come
 
-	first, nonce, bare, server string // of the SCRAM login under way
-	user                       string
-	signature                  string
+	first, bare, server string // of the SCRAM login under way
+	user                string
+	signature           string
 }
 
 var recordedPasswords = map[string]string{

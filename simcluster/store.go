@@ -59,18 +59,19 @@ func (it *item) doc() Doc {
 
 // vcopy is one node's copy of a vbucket. The vbucket's lock guards it.
 type vcopy struct {
-	state mcbp.VBState
-	uuid  uint64               // of the newest branch
-	flog  []mcbp.FailoverEntry // branches of its history, newest first
-	ready bool                 // was active, or got a snapshot: a checkpoint is open
-	life  int                  // grows with each change of state, which ends streams
-	watch []*wakeup            // streams that wait for the next item
-	colls *collections         // what the copy knows of scopes and collections; nil = the default collection
-	index map[string]int32     // place in log, of the default collection's keys
-	named map[collKey]int32    // the same of all other collections
-	log   []*item              // in order of writing; nil where a newer version came
-	holes int
-	high  uint64 // highest seqno
+	state  mcbp.VBState
+	uuid   uint64               // of the newest branch
+	flog   []mcbp.FailoverEntry // branches of its history, newest first
+	ready  bool                 // was active, or got a snapshot: a checkpoint is open
+	forced bool                 // 6.0 only: written by force before it was ever active
+	life   int                  // grows with each change of state, which ends streams
+	watch  []*wakeup            // streams that wait for the next item
+	colls  *collections         // what the copy knows of scopes and collections; nil = the default collection
+	index  map[string]int32     // place in log, of the default collection's keys
+	named  map[collKey]int32    // the same of all other collections
+	log    []*item              // in order of writing; nil where a newer version came
+	holes  int
+	high   uint64 // highest seqno
 	// defHigh is the highest seqno of the default collection, lastWrite the time of
 	// the last write in Unix nanoseconds.
 	defHigh   uint64

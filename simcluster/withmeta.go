@@ -216,6 +216,7 @@ func (c *conn) setWithMeta(nb *nodeBucket, f *mcbp.Frame) bool {
 		if w.newCAS {
 			it.cas = c.n.c.cas.next()
 		}
+		copy.force(c.n.c.rel)
 		nb.write(m, f.VBucket, it)
 	}
 	uuid := copy.uuid
@@ -264,6 +265,7 @@ func (c *conn) deleteWithMeta(nb *nodeBucket, f *mcbp.Frame) bool {
 		if w.newCAS {
 			tomb.cas = c.n.c.cas.next()
 		}
+		copy.force(c.n.c.rel)
 		nb.write(m, f.VBucket, tomb)
 	}
 	uuid := copy.uuid
@@ -311,4 +313,12 @@ func (b *Bucket) inProgress(coll uint32, key []byte) bool {
 	b.heldMu.Lock()
 	defer b.heldMu.Unlock()
 	return b.held[collKey{coll, string(key)}] > 0
+}
+
+// force takes note of a write that 6.0 does not survive in the end: into a copy
+// that was never active and never got a snapshot.
+func (v *vcopy) force(rel release) {
+	if !v.ready && rel >= rel50 && rel < rel65 {
+		v.forced = true
+	}
 }

@@ -495,6 +495,9 @@ func badKey(key []byte) bool { return len(key) == 0 || len(key) > maxKeyLen }
 
 const featMutationSeqno = 4
 
+// forgives reports that a malformed request is only refused: 5.0 to 6.0 hang up.
+func (c *conn) forgives() bool { return !c.n.c.rel.hasUsers() || c.n.c.rel >= rel65 }
+
 // plainRequest checks the extras and the key of a request; ok is false when it
 // was answered.
 func (c *conn) plainRequest(f *mcbp.Frame, extras uint8) (coll uint32, key []byte, ok bool) {
@@ -508,7 +511,7 @@ func (c *conn) plainRequest(f *mcbp.Frame, extras uint8) (coll uint32, key []byt
 func (c *conn) get(nb *nodeBucket, f *mcbp.Frame) bool {
 	coll, key, ok := c.plainRequest(f, 0)
 	if !ok {
-		return true
+		return c.forgives()
 	}
 	m, v := c.enter(nb, f, false, coll)
 	if v != serveIt {
@@ -595,7 +598,7 @@ func (c *conn) datatypeOf(f *mcbp.Frame, value []byte) uint8 {
 func (c *conn) store(nb *nodeBucket, f *mcbp.Frame) bool {
 	coll, key, ok := c.plainRequest(f, 8)
 	if !ok {
-		return true
+		return c.forgives()
 	}
 	if len(f.Value()) > maxItem {
 		c.reply(f, mcbp.StatusTooBig, 0, nil, nil, []byte("Too large."))
@@ -683,7 +686,7 @@ func (c *conn) written(f *mcbp.Frame, status mcbp.Status, cas, uuid, seqno uint6
 func (c *conn) delete(nb *nodeBucket, f *mcbp.Frame) bool {
 	coll, key, ok := c.plainRequest(f, 0)
 	if !ok {
-		return true
+		return c.forgives()
 	}
 	m, v := c.enter(nb, f, false, coll)
 	if v != serveIt {

@@ -522,3 +522,29 @@ func TestStreamsThatKill(t *testing.T) {
 		t.Error("6.6 survives a stream without values")
 	}
 }
+
+// Malformed requests: 6.0 answers and hangs up, later ones only answer.
+func TestMalformed(t *testing.T) {
+	for version, stays := range map[string]bool{"4.6": true, "6.0.4": false, "7.0.5": true} {
+		t.Run(version, func(t *testing.T) {
+			c := start(t, Config{Nodes: 1, Version: version})
+			for _, bad := range [][]byte{
+				packet(mcbp.OpGet, 1, 0, 0, []byte{1}, "k", ""),
+				packet(mcbp.OpSet, 1, 0, 0, nil, "k", "v"),
+				packet(mcbp.OpDelete, 1, 0, 0, []byte{1}, "k", ""),
+				packet(mcbp.OpSetWithMeta, 1, 0, 0, make([]byte, 25), "k", "v"),
+			} {
+				k := dial(t, c.Nodes()[0])
+				if c.rel.hasUsers() {
+					k = modern(t, c.Nodes()[0], "default")
+				}
+				k.status(bad, mcbp.StatusInvalid)
+				if stays {
+					k.fence()
+				} else {
+					k.closed()
+				}
+			}
+		})
+	}
+}

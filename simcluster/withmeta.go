@@ -15,7 +15,7 @@ func (c *conn) getMeta(nb *nodeBucket, f *mcbp.Frame) bool {
 	}
 	coll, key, ok := c.plainRequest(f, want)
 	if !ok {
-		return true
+		return c.forgives()
 	}
 	typed = typed && f.Extras()[0] == 2
 	m, v := c.enter(nb, f, false, coll)
@@ -93,7 +93,7 @@ func (c *conn) parseMeta(nb *nodeBucket, f *mcbp.Frame) (w metaRequest, ok, more
 		}
 	} else if err != nil {
 		c.refuse(f, mcbp.StatusInvalid, "Request extras invalid")
-		return w, false, !rel.hasUsers() || rel >= rel65
+		return w, false, c.forgives()
 	}
 	if !rel.hasUsers() || rel < rel65 {
 		if badKey(f.Key()) {

@@ -326,8 +326,8 @@ func (j *recoveryJob) again(replaced bool) string {
 	}
 	f.set.Visit(func(g *pflag.Flag) {
 		switch g.Name {
-		case "password", "password-destination", "dry-run":
-			return
+		case "password", "password-destination", "dry-run", "resume":
+			return // a recovery that was gone on with is over, one way or the other
 		case "add-node", "remove-node":
 			if replaced {
 				return

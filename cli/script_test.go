@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -48,6 +49,7 @@ func TestScripts(t *testing.T) {
 			"line":       line,
 			"unchanged":  unchanged,
 			"bigdoc":     bigDoc,
+			"rebalance":  rebalance,
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Values[worldKey{}] = &world{clusters: map[string]*simcluster.Cluster{}}
@@ -124,7 +126,7 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// cluster NAME [nodes= vbuckets= replicas= version= docs= bucket= type= failover= password=]: starts a
+// cluster NAME [nodes= vbuckets= replicas= version= docs= bucket= type= failover= api=controller tls=yes]: starts a
 // cluster with the documents doc-0000 …; $NAME is its address, $NAME_KV that of
 // its first node, $NAME_LOST that of the failed-over one. The administrator is
 // Administrator with the planted secret.
@@ -134,7 +136,12 @@ func startCluster(ts *testscript.TestScript, _ bool, args []string) {
 	if bucket == "" {
 		bucket = "default"
 	}
+	var secure *simcluster.TLSConfig
+	if o["tls"] != "" {
+		secure = &simcluster.TLSConfig{}
+	}
 	c, err := simcluster.Start(simcluster.Config{
+		TLS: secure, WithoutRecoveryAPI: o["api"] == "controller",
 		Nodes: number(ts, o["nodes"], 2), VBuckets: number(ts, o["vbuckets"], 64), Version: o["version"],
 		Username: "Administrator", Password: secret,
 		Buckets: []simcluster.BucketConfig{{Name: bucket, Type: o["type"], Replicas: number(ts, o["replicas"], 0)}},
@@ -159,6 +166,12 @@ func startCluster(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	ts.Setenv(name, "http://"+alive.REST())
 	ts.Setenv(name+"_KV", alive.KV())
+	if secure != nil {
+		ts.Setenv(name+"_TLS", "https://"+alive.RESTTLS())
+		file := filepath.Join(ts.Getenv("WORK"), name+".pem")
+		ts.Check(os.WriteFile(file, c.CACert(), 0o600))
+		ts.Setenv(name+"_CA", file)
+	}
 	worldOf(ts).clusters[name] = c
 	worldOf(ts).requests = len(c.Requests())
 }
@@ -175,6 +188,11 @@ func cut(ts *testscript.TestScript, _ bool, args []string) {
 	for _, n := range worldOf(ts).cluster(ts, args[0]).Nodes() {
 		n.Inject(simcluster.Fault{Ops: []mcbp.Opcode{mcbp.OpTapMutation}, VBucket: -1, Action: simcluster.CutMidFrame, CutAt: number(ts, args[1], 0)})
 	}
+}
+
+// rebalance CLUSTER: rebalances it, which makes missing vbuckets anew, empty.
+func rebalance(ts *testscript.TestScript, _ bool, args []string) {
+	worldOf(ts).cluster(ts, args[0]).Rebalance()
 }
 
 // bigdoc CLUSTER SIZE: stores a document of SIZE bytes under the key "too big".

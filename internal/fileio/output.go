@@ -95,7 +95,7 @@ func Create(path string, replace bool) (*Output, error) {
 	case Gzip:
 		o.enc = gzip.NewWriter(w)
 	case Zstd:
-		enc, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedDefault), zstd.WithWindowSize(1<<20), zstd.WithLowerEncoderMem(true))
+		enc, err := zstd.NewWriter(w, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithWindowSize(1<<20), zstd.WithLowerEncoderMem(true))
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("write %s: %w", path, err), o.Close(false))
 		}

@@ -200,6 +200,14 @@ func mayRetry(err error) bool {
 	return pump.IsRetryable(err) || pump.ClassOf(err) == pump.ClassUnreachable
 }
 
+// goneFrom reports that a node does not have the bucket: it was failed over, or
+// rebalanced out, and the map is to be read again. If the bucket itself is gone the
+// REST port says so.
+func goneFrom(err error) bool {
+	code := pump.CodeOf(err)
+	return code == "no-bucket" || code == "kv-no-bucket"
+}
+
 // ready connects to the nodes that have items, asks for the states of their
 // vbuckets, and keeps items from vbuckets that must not be written: a pending
 // one would park the request for ever, and a dead one swallows a TAP deletion.
@@ -226,7 +234,7 @@ func (l *cbLane) ready(ctx context.Context, b *pump.Batch) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if !mayRetry(n.lost) {
+			if !mayRetry(n.lost) && !goneFrom(n.lost) {
 				return n.lost
 			}
 			l.stale = true
@@ -256,7 +264,7 @@ func (l *cbLane) ready(ctx context.Context, b *pump.Batch) error {
 					n.states = states
 				case ctx.Err() != nil:
 					return ctx.Err()
-				case !mayRetry(err):
+				case !mayRetry(err) && !goneFrom(err):
 					return err
 				}
 			}

@@ -297,12 +297,36 @@ func TestCBSinkOwners(t *testing.T) {
 // TestCBSinkFailover fails a node over between two writes: the map is read
 // again, and the promoted replicas get the items.
 func TestCBSinkFailover(t *testing.T) {
-	t.Run("of the node that was named", func(t *testing.T) { failover(t, 0) })
-	t.Run("of another", func(t *testing.T) { failover(t, 2) })
+	for _, v := range []string{"2.5.1", "6.6.5", "7.0.5"} {
+		t.Run(v+" of the node that was named", func(t *testing.T) { failover(t, v, 0) })
+		t.Run(v+" of another", func(t *testing.T) { failover(t, v, 2) })
+	}
 }
 
-func failover(t *testing.T, which int) {
-	c := startCluster(t, simcluster.Config{Nodes: 3})
+// TestCBSinkFailedOverAlive: a node that was failed over and lives on has the bucket
+// no more; its items go to where the replicas were.
+func TestCBSinkFailedOverAlive(t *testing.T) {
+	for _, v := range []string{"2.5.1", "4.0", "6.6.5", "7.0.5"} {
+		c := startCluster(t, simcluster.Config{Version: v, Nodes: 3})
+		l := openLane(t, openCB(t, c, nil))
+		if n := count(write(t, l, items("k", 100, 20)...), pump.Done); n != 100 {
+			t.Fatalf("%s: %d done", v, n)
+		}
+		if err := c.Failover(c.Nodes()[1]); err != nil {
+			t.Fatal(err)
+		}
+		done := 0
+		for range 3 {
+			done = count(write(t, l, items("k", 100, 20)...), pump.Done)
+		}
+		if done != 100 {
+			t.Errorf("%s: %d done after the failover", v, done)
+		}
+	}
+}
+
+func failover(t *testing.T, version string, which int) {
+	c := startCluster(t, simcluster.Config{Version: version, Nodes: 3})
 	l := openLane(t, openCB(t, c, nil))
 	all := func(rev uint64) []pump.Item {
 		batch := items("k", 200, 20)

@@ -2,6 +2,7 @@ package simcluster
 
 import (
 	"encoding/binary"
+	"math/bits"
 
 	"github.com/cbpump/cbpump/mcbp"
 )
@@ -42,7 +43,7 @@ func newDCPConsumer(c *conn, nb *nodeBucket) *dcpConsumer {
 // ask sends a request of the node's own, with an opaque that clients echo.
 func (d *dcpConsumer) ask(op mcbp.Opcode, key, value string) {
 	d.opaque++
-	d.c.out = mcbp.AppendFrame(d.c.out, mcbp.Header{Magic: mcbp.MagicRequest, Opcode: op, Opaque: d.opaque << 24}, nil, []byte(key), []byte(value))
+	d.c.out = mcbp.AppendFrame(d.c.out, mcbp.Header{Magic: mcbp.MagicRequest, Opcode: op, Opaque: bits.ReverseBytes32(d.opaque)}, nil, []byte(key), []byte(value))
 	d.waiting++
 }
 
@@ -177,7 +178,7 @@ func (d *dcpConsumer) add(f *mcbp.Frame) {
 	if first {
 		// The stream's own number is given before those of the CONTROLs.
 		d.settled = true
-		d.streams[f.VBucket].opaque = 1 << 24
+		d.streams[f.VBucket].opaque = bits.ReverseBytes32(1)
 		d.settle()
 	}
 	d.queue = append(d.queue, addition{f.VBucket, f.Opaque})
@@ -196,10 +197,7 @@ func (d *dcpConsumer) begin() {
 		}
 		if s.opaque == 0 {
 			d.opaque++
-			s.opaque = d.opaque << 24
-			if d.opaque > 0xff { // beyond the byte that small numbers live in
-				s.opaque = d.opaque
-			}
+			s.opaque = bits.ReverseBytes32(d.opaque)
 		}
 		m := d.nb.b.vbs[a.vb]
 		m.mu.Lock()
@@ -236,7 +234,7 @@ func (d *dcpConsumer) answered(f *mcbp.Frame) bool {
 func (d *dcpConsumer) opened(vb uint16, s *inStream, f *mcbp.Frame) bool {
 	answer := mcbp.Header{Magic: mcbp.MagicResponse, Opcode: mcbp.OpDcpAddStream, Opaque: s.added, VBucket: uint16(f.Status())}
 	var x [4]byte
-	binary.BigEndian.PutUint32(x[:], s.opaque>>24)
+	binary.BigEndian.PutUint32(x[:], bits.ReverseBytes32(s.opaque)) // in another byte order than headers
 	switch f.Status() {
 	case mcbp.StatusOK:
 		log, err := mcbp.ParseFailoverLog(f.Value())

@@ -216,7 +216,7 @@ func TestControllerOwners(t *testing.T) {
 // Who may not is told which permission is needed.
 func TestForbidden(t *testing.T) {
 	c := start(t, Config{Nodes: 1, Version: "7.0.5", Buckets: []BucketConfig{{Name: "beer"}},
-		Users: []User{{Name: "ro", Password: "ropw", Roles: []string{"data_reader[beer]"}}}})
+		Users: []User{{Name: "ro", Password: "ropw", Roles: []string{"data_reader[beer]"}}, {Name: "full", Password: "fullpw", Roles: []string{"bucket_full[beer]"}}}})
 	n := c.Nodes()[0]
 	resp, body := call(t, n, "POST", "/pools/default/buckets/beer/controller/startRecovery", "ro", "ropw", "", "")
 	if resp.StatusCode != 403 || !strings.Contains(body, "cluster.bucket[beer].recovery!write") {
@@ -228,6 +228,14 @@ func TestForbidden(t *testing.T) {
 	if resp, _ := call(t, n, "GET", "/pools/default/buckets/beer", "ro", "wrong", "", ""); resp.StatusCode != 401 {
 		t.Errorf("a wrong password: %d", resp.StatusCode)
 	}
+	k := dial(t, n)
+	k.status(mcbp.AppendHello(nil, 1, "test", mcbp.FeatureXerror, mcbp.FeatureSelect), mcbp.StatusOK)
+	k.status(packet(mcbp.OpSASLAuth, 0, 0, 0, nil, "PLAIN", string(mcbp.SASLPlain("full", "fullpw"))), mcbp.StatusOK)
+	k.status(keyed(mcbp.OpSelectBucket, 0, "beer"), mcbp.StatusOK)
+	if f := k.status(mcbp.AppendDcpOpen(nil, 1, "push", 0), mcbp.StatusAccess); !strings.Contains(string(f.Value()), "DcpConsumer") {
+		t.Errorf("%s", f.Value())
+	}
+	k.status(mcbp.AppendDcpOpen(nil, 1, "read", mcbp.DcpOpenProducer), mcbp.StatusOK)
 	if _, err := Start(Config{Version: "7.0.5", Users: []User{{Name: "x", Roles: []string{"nosuch"}}}}); err == nil {
 		t.Error("an unknown role is accepted")
 	}

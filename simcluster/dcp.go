@@ -137,6 +137,9 @@ func (c *conn) dcpOpen(nb *nodeBucket, f *mcbp.Frame) bool {
 	if c.role != rolePlain {
 		return false
 	}
+	if flags&mcbp.DcpOpenProducer == 0 && rel.hasUsers() && !c.user.may(privConsumer, nb.b.cfg.Name) {
+		return c.without(f, privConsumer)
+	}
 	if c.flush() != nil {
 		return false
 	}

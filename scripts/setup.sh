@@ -1,18 +1,25 @@
 #!/usr/bin/env bash
-# Installs what the tests need beside Go: Debian's memcached, which is the real
-# server that sinks are tested against, and an SDK (nodesdk.sh). It does nothing where that is there.
+# Installs what the tests need beside Go: Debian's memcached, the real server
+# that sinks are tested against, and node with npm for the Node.js SDK (see
+# nodesdk.sh). What is there is left alone.
 set -eu
-"$(dirname "$0")/nodesdk.sh"
-if command -v memcached >/dev/null 2>&1; then
-  exit 0
-fi
-if ! command -v apt-get >/dev/null 2>&1; then
-  echo "memcached is needed for the tests and apt-get is not here: install memcached by hand" >&2
-  exit 1
-fi
-sudo=""
-[ "$(id -u)" = 0 ] || sudo="sudo"
-export DEBIAN_FRONTEND=noninteractive
-$sudo apt-get update -qq
-$sudo apt-get install -y -qq --no-install-recommends memcached >/dev/null
-command -v memcached >/dev/null
+cd "$(dirname "$0")/.."
+
+install() { # install COMMAND PACKAGE…: the packages, unless the command is there
+  command -v "$1" >/dev/null 2>&1 && return
+  if ! command -v apt-get >/dev/null 2>&1; then
+    echo "the tests need $1, and apt-get is not here: install it by hand" >&2
+    exit 1
+  fi
+  name=$1
+  shift
+  sudo=""
+  [ "$(id -u)" = 0 ] || sudo="sudo"
+  $sudo apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "$@" >/dev/null
+  command -v "$name" >/dev/null
+}
+
+install memcached memcached
+install npm nodejs npm
+scripts/nodesdk.sh

@@ -77,6 +77,11 @@ func TestController(t *testing.T) {
 			for _, r := range p.src.Requests() {
 				t.Errorf("the source was sent %s %s", r.Method, r.Path)
 			}
+			for _, e := range ev.all {
+				if e, ok := e.(recovery.PhaseEnded); ok && (e.Left != 0 || e.Done < 0) {
+					t.Errorf("%s", e)
+				}
+			}
 			n := len(p.posts())
 			if res, _, err := p.run(nil, nil); err != nil || !res.Plan.Nothing() || len(p.posts()) != n {
 				t.Errorf("second run: %v, %+v", err, res.Plan)
@@ -554,4 +559,68 @@ func TestTransfers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestCollections: a replica knows no named collection unless the push tells it.
+// The ids differ on the two sides.
+func TestCollections(t *testing.T) {
+	p := &pair{t: t}
+	one := []simcluster.BucketConfig{{Name: bucket}}
+	p.src = p.start(simcluster.Config{Nodes: 2, Version: "7.6", VBuckets: 16, Buckets: one}, nil)
+	p.dst = p.start(simcluster.Config{Nodes: 3, Version: "7.6", VBuckets: 16, Buckets: one}, real)
+	if _, err := p.dst.Bucket(bucket).CreateCollection("_default", "first", 0); err != nil {
+		t.Fatal(err) // so that the next id is another one
+	}
+	ids := make(map[*simcluster.Cluster]uint32)
+	for _, c := range []*simcluster.Cluster{p.src, p.dst} {
+		p.load(c, 200)
+		b := c.Bucket(bucket)
+		if _, err := b.CreateScope("shop"); err != nil {
+			t.Fatal(err)
+		}
+		id, err := b.CreateCollection("shop", "orders", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids[c] = id
+		for i := range 200 {
+			d := simcluster.Doc{Key: fmt.Appendf(nil, "order-%d", i), Collection: id, Value: []byte(`{"n":1}`), CAS: 1<<50 + uint64(i), Rev: 2}
+			if err := b.Store(d); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if ids[p.src] == ids[p.dst] {
+		t.Fatalf("both ids are %d", ids[p.src])
+	}
+	p.lost = p.dst.Nodes()[2]
+	if err := p.dst.Failover(p.lost); err != nil {
+		t.Fatal(err)
+	}
+	p.missing = p.dst.Bucket(bucket).Missing()
+	res, _, err := p.run(nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(res.Recovered(), p.missing) || res.Plan.Engine.Sink != recovery.TransferDCP {
+		t.Errorf("recovered %v by %+v", res.Recovered(), res.Plan.Engine)
+	}
+	for i := range 200 {
+		if d, ok := p.dst.Bucket(bucket).GetIn(ids[p.dst], fmt.Appendf(nil, "order-%d", i)); !ok || d.CAS != 1<<50+uint64(i) {
+			t.Errorf("order-%d: %+v %v", i, d, ok)
+		}
+	}
+}
+
+// TestPermission: a user who may not recover is told what is needed.
+func TestPermission(t *testing.T) {
+	p := realPair(t, shape{version: "6.6.5", docs: 50, dst: func(c *simcluster.Config) {
+		c.Users = []simcluster.User{{Name: "reader", Password: pass, Roles: []string{"ro_admin", "bucket_full_access[*]"}}}
+	}})
+	_, _, err := p.run(func(o *recovery.Options) { o.Destination.Username = "reader" }, nil)
+	wants(t, err, pump.ClassDenied, "no-permission")
+	if err != nil && !strings.Contains(err.Error(), "recovery!write") {
+		t.Error(err)
+	}
+	p.over()
 }

@@ -231,7 +231,7 @@ func (r *run) startRecovery(ctx context.Context, todo []uint16) error {
 		return false, err
 	})
 	switch {
-	case ctx.Err() != nil:
+	case ctx.Err() != nil, passes(err) && r.stopped():
 		return r.interrupted()
 	case perr != nil:
 		err = perr

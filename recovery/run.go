@@ -165,7 +165,8 @@ func (r *run) attempt(ctx context.Context, todo []uint16) error {
 	}
 	good := r.transferred()
 	if n := len(good) + len(r.plan.With(ActionPublish)); n > 0 {
-		err := r.phase(PhaseVerify, n, func() error { return r.verify(ctx, good) }, func() int { return len(r.verified) + len(r.publish) })
+		before := len(r.verified) + len(r.publish)
+		err := r.phase(PhaseVerify, n, func() error { return r.verify(ctx, good) }, func() int { return max(0, len(r.verified)+len(r.publish)-before) })
 		if err != nil {
 			return err
 		}
@@ -196,7 +197,8 @@ func (r *run) finish(ctx context.Context) error {
 		publish = r.readMap
 		r.waitForDisk(ctx, r.publish)
 	}
-	return r.phase(PhasePublish, len(r.publish), func() error { return publish(ctx) }, r.recovered)
+	before := r.recovered()
+	return r.phase(PhasePublish, len(r.publish), func() error { return publish(ctx) }, func() int { return r.recovered() - before })
 }
 
 // phase runs one phase between its two events. n is how many vbuckets it is

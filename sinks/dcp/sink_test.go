@@ -3,12 +3,16 @@ package dcp
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/golang/snappy"
 	"go.uber.org/goleak"
+	"pgregory.net/rapid"
 
+	"github.com/cbpump/cbpump/cluster"
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/pump/pumptest"
@@ -304,6 +308,224 @@ func TestCollections(t *testing.T) {
 	}
 	long := in("shop", "items", strings.Repeat("k", 247), 1)
 	verdicts(t, write(t, l, long), pump.Rejected)
+}
+
+// TestOwners: a recovery names the nodes of missing vbuckets, which the map gives to
+// nobody, and a fresh replica takes collections that it never heard of.
+func TestOwners(t *testing.T) {
+	for _, v := range versions {
+		c, err := simcluster.Start(simcluster.Config{Version: v, Nodes: 3, Buckets: []simcluster.BucketConfig{{Name: "default"}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		b := c.Bucket("default")
+		if err := c.Failover(c.Nodes()[2]); err != nil {
+			t.Fatal(err)
+		}
+		vb, key := b.Missing()[0], ""
+		for i := 0; key == "" || b.VBucketOf([]byte(key)) != vb; i++ {
+			key = fmt.Sprint("k", i)
+		}
+		s := open(t, c, func(cfg *Config) { cfg.VBuckets = []uint16{vb} })
+		if err := s.Check(t.Context()); pump.CodeOf(err) != "no-owner" {
+			t.Errorf("%s: nobody has it: %v", v, err)
+		}
+		for _, n := range c.Nodes()[:2] {
+			n.SetVBucket("default", vb, mcbp.VBReplica)
+		}
+		for i, n := range c.Nodes()[:2] {
+			owned := open(t, c, func(cfg *Config) { cfg.VBuckets, cfg.Owners = []uint16{vb}, map[uint16]string{vb: n.KV()} })
+			if err := owned.Check(t.Context()); err != nil {
+				t.Errorf("%s: check: %v", v, err)
+			}
+			gone := item(key, 1, 9)
+			gone.Op, gone.Expiry = pump.Expiration, 1_600_000_000
+			verdicts(t, write(t, openLane(t, owned), gone, item(key, uint64(5+i), 0)), pump.Done, pump.Done)
+			if d, ok := n.Doc("default", vb, []byte(key)); !ok || d.Rev != uint64(5+i) || badCAS(d.CAS) {
+				t.Errorf("%s: holds %+v", v, d)
+			}
+		}
+	}
+}
+
+// TestDenied: whoever may not push is told which privilege is missing.
+func TestDenied(t *testing.T) {
+	for _, op := range []mcbp.Opcode{mcbp.OpDcpOpen, mcbp.OpDcpAddStream} {
+		c := replicas(t, simcluster.Config{Version: "6.6.5", Nodes: 1})
+		c.Nodes()[0].Inject(simcluster.Fault{Op: op, VBucket: -1, Status: mcbp.StatusAccess})
+		err := openLane(t, open(t, c, nil)).Write(context.Background(), batchOf(item("k", 1, 1)))
+		if pump.ClassOf(err) != pump.ClassDenied || !strings.Contains(pump.HintOf(err), "DcpConsumer") {
+			t.Errorf("%s: got %v (%s)", mcbp.OpcodeName(op), err, pump.HintOf(err))
+		}
+	}
+	c := replicas(t, simcluster.Config{Version: "6.6.5"})
+	s := open(t, c, func(cfg *Config) { cfg.Password = "a wrong secret" })
+	if _, err := s.Lanes(t.Context(), 1); pump.ClassOf(err) != pump.ClassDenied || strings.Contains(fmt.Sprintf("%v %+v", err, s), "wrong secret") {
+		t.Errorf("got %v", err)
+	}
+	s.Close()
+}
+
+// TestOldServers: before 3.0 there is no DCP.
+func TestOldServers(t *testing.T) {
+	c := replicas(t, simcluster.Config{Version: "2.5.1"})
+	err := openLane(t, open(t, c, nil)).Write(context.Background(), batchOf(item("k", 1, 1)))
+	if pump.CodeOf(err) != "no-dcp" || pump.ClassOf(err) != pump.ClassUsage {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestDatatypes: values, extended attributes and tombstones arrive bit for bit.
+func TestDatatypes(t *testing.T) {
+	x := []byte("\x00\x00\x00\x0d\x00\x00\x00\x09_sync\x00{}\x00")
+	for _, v := range []string{"6.0.4", "6.6.5", "7.0.5"} {
+		c := replicas(t, simcluster.Config{Version: v})
+		l := openLane(t, open(t, c, nil))
+		var batch []pump.Item
+		for key, dt := range map[string]uint8{"json": 1, "packed": 2, "xattr": 4, "plain": 0} {
+			it := item(key, 4, 44)
+			it.Datatype, it.Seqno = dt, 1
+			if dt == 2 {
+				it.Value = snappy.Encode(nil, it.Value)
+			}
+			if dt == 4 {
+				it.Value = x
+			}
+			batch = append(batch, it)
+		}
+		b := write(t, l, batch...)
+		have := held(c)
+		for i, it := range batch {
+			h := have[string(it.Key)]
+			if b.Verdict(i) != pump.Done || h.Datatype != it.Datatype || string(h.Value) != string(it.Value) || h.CAS != 44 {
+				t.Errorf("%s: %s is %s (%v): %+v", v, it.Key, b.Verdict(i), b.Cause(i), h)
+			}
+		}
+	}
+	c := replicas(t, simcluster.Config{Version: "4.0"})
+	it := item("packed", 4, 44)
+	it.Value, it.Datatype = snappy.Encode(nil, []byte("text")), 2
+	verdicts(t, write(t, openLane(t, open(t, c, nil)), it), pump.Rejected)
+	verdicts(t, write(t, openLane(t, open(t, c, func(cfg *Config) { cfg.Options.Uncompress = true })), it), pump.Done)
+	if h := held(c)["packed"]; string(h.Value) != "text" {
+		t.Errorf("holds %+v", h)
+	}
+}
+
+// TestFlowControl: more than a node's window goes through, and no more than that is
+// ever unacknowledged.
+func TestFlowControl(t *testing.T) {
+	c := replicas(t, simcluster.Config{Version: "7.0.5", Nodes: 1, VBuckets: 4})
+	l := openLane(t, open(t, c, nil))
+	var batch []pump.Item
+	for i := range 40 {
+		it := item(fmt.Sprint("k", i), 1, 5)
+		it.Value = make([]byte, 1<<20)
+		batch = append(batch, it)
+	}
+	b := write(t, l, batch...)
+	for i := range b.Items {
+		if b.Verdict(i) != pump.Done {
+			t.Fatalf("item %d is %s (%v)", i, b.Verdict(i), b.Cause(i))
+		}
+	}
+}
+
+// TestChanges: the events lead from any manifest to any other.
+func TestChanges(t *testing.T) {
+	draw := func(rt *rapid.T, uid uint64) *cluster.Manifest {
+		m := &cluster.Manifest{UID: uid}
+		for id := range uint32(4) {
+			if !rapid.Bool().Draw(rt, "scope") {
+				continue
+			}
+			s := cluster.Scope{ID: id, Name: fmt.Sprint("s", id)}
+			for c := range uint32(3) {
+				if rapid.Bool().Draw(rt, "collection") {
+					s.Collections = append(s.Collections, cluster.Collection{ID: 10*id + c, Name: fmt.Sprint("c", c), MaxTTL: c})
+				}
+			}
+			m.Scopes = append(m.Scopes, s)
+		}
+		return m
+	}
+	rapid.Check(t, func(rt *rapid.T) {
+		from, to := draw(rt, 1), draw(rt, 2)
+		scopes, collections := map[uint32]bool{}, map[uint32]uint32{}
+		for _, s := range from.Scopes {
+			scopes[s.ID] = true
+			for _, c := range s.Collections {
+				collections[c.ID] = s.ID
+			}
+		}
+		for _, e := range changes(from, to) {
+			if e.ManifestUID != 2 {
+				rt.Fatalf("%+v", e)
+			}
+			switch e.Event {
+			case mcbp.EventCreateScope:
+				scopes[e.Scope] = true
+			case mcbp.EventDropScope:
+				delete(scopes, e.Scope)
+				for id, s := range collections {
+					if s == e.Scope {
+						rt.Fatalf("scope %d is dropped before collection %d", s, id)
+					}
+				}
+			case mcbp.EventCreateCollection:
+				if !scopes[e.Scope] {
+					rt.Fatalf("collection %d comes before its scope", e.Collection)
+				}
+				collections[e.Collection] = e.Scope
+			case mcbp.EventDropCollection:
+				delete(collections, e.Collection)
+			}
+		}
+		want := map[uint32]uint32{}
+		for _, s := range to.Scopes {
+			if !scopes[s.ID] {
+				rt.Fatalf("scope %d is missing", s.ID)
+			}
+			for _, c := range s.Collections {
+				want[c.ID] = s.ID
+			}
+		}
+		if len(scopes) != len(to.Scopes) || !maps.Equal(want, collections) {
+			rt.Fatalf("got %v and %v, want %v and %v", scopes, collections, to.Scopes, want)
+		}
+	})
+}
+
+// TestPlugin: the declared defaults decode, the scheme resolves.
+func TestPlugin(t *testing.T) {
+	r := &pump.Registry{}
+	if err := pump.RegisterSink(r, Plugin()); err != nil {
+		t.Fatal(err)
+	}
+	for spec, ok := range map[string]bool{"dcp://host": true, "dcp://host:8091?uncompress=yes": true, "dcp://host?timeout=0s": false, "dcp://host?map-collections=x": false} {
+		s, err := r.Sink(context.Background(), spec, pump.Env{})
+		if (err == nil) != ok || err != nil && pump.ClassOf(err) != pump.ClassUsage {
+			t.Errorf("%s: %v", spec, err)
+		}
+		if err == nil {
+			s.Close()
+		}
+	}
+}
+
+// BenchmarkAppend is what an item costs until it is in a vbucket's snapshot.
+func BenchmarkAppend(b *testing.B) {
+	s := &stream{vb: 1, opaque: 1 << 24}
+	it := pump.Item{Key: []byte("a-key-of-some-bytes"), Value: make([]byte, 256), CAS: 5, RevSeqno: 5}
+	s.buf = make([]byte, 0, 2*snapshotBytes)
+	b.ReportAllocs()
+	b.SetBytes(256)
+	for b.Loop() {
+		if s.add(&it, it.CAS, true, true); len(s.buf) >= snapshotBytes {
+			s.begin()
+		}
+	}
 }
 
 func count(c *simcluster.Cluster) (n int) {

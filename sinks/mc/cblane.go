@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 
 	"github.com/cbpump/cbpump/cluster"
 	"github.com/cbpump/cbpump/mcbp"
@@ -55,7 +54,8 @@ type node struct {
 	bad   map[uint16]*pump.Error
 	share int // items for this node
 	last  int // index of the last of them
-	vbs   []uint16
+	vbs   []uint16 // of these items, for a link
+	in    []bool   // by vbucket: it is in vbs
 	lost  error
 }
 
@@ -214,6 +214,9 @@ func goneFrom(err error) bool {
 func (l *cbLane) ready(ctx context.Context, b *pump.Batch) error {
 	for _, n := range l.nodes {
 		if n != nil {
+			for _, vb := range n.vbs {
+				n.in[vb] = false
+			}
 			n.share, n.asked, n.bad, n.lost, n.vbs = 0, false, nil, nil, n.vbs[:0]
 		}
 	}
@@ -282,8 +285,9 @@ func (l *cbLane) ready(ctx context.Context, b *pump.Batch) error {
 		}
 		n.share++
 		n.last = i
-		if n.link != nil && !slices.Contains(n.vbs, vb) {
+		if n.link != nil && !n.in[vb] {
 			n.vbs = append(n.vbs, vb)
+			n.in[vb] = true
 		}
 	}
 	return nil
@@ -304,7 +308,7 @@ func (l *cbLane) connect(ctx context.Context, n *node) error {
 			n.link = nil
 			return err
 		}
-		n.states, n.asked = states, true
+		n.states, n.asked, n.in = states, true, make([]bool, len(states))
 		return nil
 	}
 	known, _ := l.view.bucket.NodeByKV(n.addr)

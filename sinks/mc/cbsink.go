@@ -70,7 +70,7 @@ func CBPlugin() pump.SinkPlugin[CBOptions] {
 			"Items that have neither CAS nor revision (generated ones, some files) are stored as plain items.\n\n" +
 			"Only vbuckets that are active at their node are written: a pending one would park the request for ever. " +
 			"With operation=add nothing that the destination holds is changed, so deletions are skipped. " +
-			"Compressed values, extended attributes and datatypes are kept from 5.0 on; servers up to 4.x cannot hold them, so such items are rejected (compressed ones are unpacked with uncompress=true). " +
+			"Compressed values, extended attributes and datatypes are kept from 5.0 on; servers up to 4.x cannot hold them, so such items are rejected (compressed ones are unpacked with uncompress=true), and deletions go there without what is attached to them. " +
 			"From 5.0 on servers refuse items without a CAS: they get a new one, and in a last-write-wins bucket lose against what is there. " +
 			"From 7.0 on items go to the collection of the same name (map-collections, create-collections); a maximum time to live of the collection changes their expiry. " +
 			"Nodes up to 2.5 take an expiry up to 30 days after 1970 for a span from now; such an expiry is stored there as a later one that is over too.",

@@ -136,7 +136,7 @@ func rule(req Request, s mcbp.Status) Ruling {
 				"option with-meta=false stores them as plain items; CAS and revision are lost then")
 		case req == ReqTap:
 			return stop("no-tap", "the destination does not take TAP messages",
-				"TAP is gone from 5.0 on; write to the cluster with http:// or couchbase://")
+				"TAP is gone from 5.0 on; write to the cluster with http:// or couchbase://, and recover with the DCP engine (dcp://)")
 		}
 		if req == ReqDcp {
 			return stop("no-dcp", "the destination does not take DCP messages", "DCP exists from 3.0 on; before, tap:// does it")

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/recovery"
+	sinkdcp "github.com/cbpump/cbpump/sinks/dcp"
 	sinkfile "github.com/cbpump/cbpump/sinks/file"
 	sinkcsv "github.com/cbpump/cbpump/sinks/file/csv"
 	sinkdocs "github.com/cbpump/cbpump/sinks/file/docs"
@@ -49,6 +50,7 @@ func Transfer() (*pump.Registry, error) {
 		pump.RegisterSink(r, mc.Plugin()),
 		pump.RegisterSink(r, mc.CBPlugin()),
 		pump.RegisterSink(r, sinktap.Plugin()),
+		pump.RegisterSink(r, sinkdcp.Plugin()),
 		pump.RegisterSink(r, null.Plugin()),
 		pump.RegisterSink(r, sinkfile.Plugin()),
 		pump.RegisterSink(r, sinkjsonl.Plugin()),

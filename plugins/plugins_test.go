@@ -21,7 +21,7 @@ func TestBuiltIns(t *testing.T) {
 		got, want []string
 	}{
 		{"sources of cbtransfer", transfer.Schemes(pump.RoleSource), []string{"-", "couchbase", "couchbases", "csv", "dcp", "file", "gen", "http", "https", "json", "jsonl", "stdin", "tap"}},
-		{"sinks of cbtransfer", transfer.Schemes(pump.RoleSink), []string{"-", "couchbase", "csv", "file", "http", "json", "jsonl", "memcached", "null", "stdout", "tap"}},
+		{"sinks of cbtransfer", transfer.Schemes(pump.RoleSink), []string{"-", "couchbase", "couchbases", "csv", "dcp", "file", "http", "https", "json", "jsonl", "memcached", "null", "stdout", "tap"}},
 		{"sources of cbrecovery", recovery.Schemes(pump.RoleSource), []string{"couchbase", "couchbases", "http", "https"}},
 		{"sinks of cbrecovery", recovery.Schemes(pump.RoleSink), []string{"couchbase", "couchbases", "http", "https"}},
 	} {

@@ -64,8 +64,8 @@ type CBConfig struct {
 // CBPlugin declares the cluster sink.
 func CBPlugin() pump.SinkPlugin[CBOptions] {
 	return pump.SinkPlugin[CBOptions]{
-		Schemes: []string{"http", "couchbase"},
-		Summary: "a bucket of a Couchbase cluster: http://host[:8091]",
+		Schemes: []string{"http", "couchbase", "https", "couchbases"},
+		Summary: "a bucket of a Couchbase cluster: http://host[:8091], https://host[:18091] with TLS",
 		Doc: "Each item goes to the node that has its vbucket, with its CAS, revision, flags and expiry. What the destination holds is kept where it is newer (skipped), and counts as done where it is the same, so that a copy can be repeated. " +
 			"Items that have neither CAS nor revision (generated ones, some files) are stored as plain items.\n\n" +
 			"Only vbuckets that are active at their node are written: a pending one would park the request for ever. " +

@@ -283,6 +283,9 @@ func (j *recoveryJob) next() string {
 	case res.Plan != nil && len(res.Plan.NotAsked) > 0:
 		return fmt.Sprintf("next: %s not in the list and still missing: %s. Recover them too. %s",
 			countOf(len(res.Plan.NotAsked), "vbucket"), pump.FormatVBuckets(res.Plan.NotAsked), wait)
+	case res.Plan != nil && len(res.Plan.Holes) > 0:
+		return fmt.Sprintf("next: copy vbucket %s with cbtransfer --vbucket-list: no recovery can fill what is active and empty. Then rebalance the destination, so that the recovered vbuckets get replicas again.",
+			pump.FormatVBuckets(res.Plan.Holes))
 	}
 	return "next: rebalance the destination, so that the recovered vbuckets get replicas again."
 }

@@ -2,17 +2,20 @@
 // node of which there was no replica, from another cluster that still holds
 // them (its XDCR partner, as a rule).
 //
-// Run drives the specification's main control function in six phases: Plan
-// reads both clusters and changes nothing; Prepare puts the new node in the old
-// one's place and makes the missing vbuckets replicas at their owners; Transfer
-// pumps them from a TAP dump into TAP pushes; Verify compares item counts;
-// Activate makes the verified vbuckets active; Publish makes the cluster's map
-// name them and reads it back.
+// Run drives the specification's main control function in phases: Plan reads both
+// clusters and changes nothing; Prepare makes the missing vbuckets replicas at
+// their owners; Transfer pumps them there, over what both sides speak (Engine);
+// Verify compares item counts; then they are made active and published.
 //
-// A vbucket goes on to the next phase alone: one that fails stays what it was,
-// is named in the Result, and does not hold up the others. Running again does
-// only what is still missing.
+// The last step is where the two REST interfaces of destinations differ. A
+// Publisher (the specification's own) activates all verified vbuckets with one
+// request, then publishes the map. A Committer (what servers from 2.1 on have)
+// does both for one vbucket at a time, and deletes what is not committed when the
+// recovery stops: vbuckets are verified and committed while others are still
+// transferred, and the phases Verify and Commit are left with those that did not
+// agree or could not be committed at once.
 //
-// Where the destination's REST interface differs, a Dialect hides it. See
-// docs/recovery.md for the operator's view.
+// A vbucket goes on to the next step alone: one that fails is named in the Result
+// and does not hold up the others. Running again does only what is still missing.
+// See docs/recovery.md for the operator's view.
 package recovery

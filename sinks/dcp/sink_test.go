@@ -21,7 +21,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-var versions = []string{"3.0.3", "4.0", "6.0.4", "6.6.5", "7.0.5"}
+var versions = []string{"3.0.3", "4.0", "4.6", "6.0.4", "6.6.5", "7.0.5", "7.6"}
 
 // replicas starts a cluster whose vbuckets are all replicas at the node that the
 // map names.

@@ -18,7 +18,7 @@ import (
 	"github.com/cbpump/cbpump/simcluster"
 )
 
-var versions = []string{"2.5.1", "3.0.3", "4.0", "6.0.4", "6.6.5", "7.0.5"}
+var versions = []string{"2.5.1", "3.0.3", "4.0", "4.6", "6.0.4", "6.6.5", "7.0.5", "7.6"}
 
 func startCluster(tb testing.TB, cfg simcluster.Config) *simcluster.Cluster {
 	tb.Helper()

@@ -373,6 +373,22 @@ func TestLocked(t *testing.T) {
 	verdicts(t, write(t, l, meta("k", "v", 1, 5)), pump.Done)
 }
 
+// TestTLS: REST and data connections are encrypted, and an unknown authority is
+// refused before anything is sent.
+func TestTLS(t *testing.T) {
+	c := startCluster(t, simcluster.Config{Version: "7.0.5", TLS: &simcluster.TLSConfig{}})
+	secure := func(cfg *CBConfig) { cfg.URL, cfg.TLS.CACertPEM = "https://"+c.Nodes()[0].RESTTLS(), c.CACert() }
+	verdicts(t, write(t, openLane(t, openCB(t, c, secure)), meta("k", "v", 1, 5), meta("l", "v", 1, 5)), pump.Done, pump.Done)
+	if len(docs(c)) != 2 {
+		t.Errorf("holds %v", docs(c))
+	}
+	s := openCB(t, c, func(cfg *CBConfig) { cfg.URL = "https://"+c.Nodes()[0].RESTTLS() })
+	defer s.Close()
+	if _, err := s.Lanes(t.Context(), 1); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("an unknown authority: %v", err)
+	}
+}
+
 func TestMapping(t *testing.T) {
 	for text, ok := range map[string]bool{"": true, "a.b=c.d": true, "a.b=c.d,e.f=g.h": true, " a.b=c.d , e.f=g.h ": true,
 		"a.b": false, "a=b": false, "a.b=c": false, "a.b=c.d,a.b=e.f": false, "a.b=c.d=e.f": false, "a.b=c.d,": false, ".b=c.d": false, "a.=c.d": false} {

@@ -50,6 +50,7 @@ func TestScripts(t *testing.T) {
 			"unchanged":  unchanged,
 			"bigdoc":     bigDoc,
 			"rebalance":  rebalance,
+			"leftover":   leftover,
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Values[worldKey{}] = &world{clusters: map[string]*simcluster.Cluster{}}
@@ -188,6 +189,24 @@ func cut(ts *testscript.TestScript, _ bool, args []string) {
 	for _, n := range worldOf(ts).cluster(ts, args[0]).Nodes() {
 		n.Inject(simcluster.Fault{Ops: []mcbp.Opcode{mcbp.OpTapMutation}, VBucket: -1, Action: simcluster.CutMidFrame, CutAt: number(ts, args[1], 0)})
 	}
+}
+
+// leftover CLUSTER: starts a recovery by the controller's API, as a run that was
+// killed leaves it.
+func leftover(ts *testscript.TestScript, _ bool, args []string) {
+	w := worldOf(ts)
+	c := w.cluster(ts, args[0])
+	req, err := http.NewRequest(http.MethodPost, c.URL()+"/pools/default/buckets/default/controller/startRecovery", nil)
+	ts.Check(err)
+	req.SetBasicAuth("Administrator", secret)
+	req.Close = true
+	resp, err := http.DefaultClient.Do(req)
+	ts.Check(err)
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		ts.Fatalf("startRecovery answers %d", resp.StatusCode)
+	}
+	w.requests = len(c.Requests())
 }
 
 // rebalance CLUSTER: rebalances it, which makes missing vbuckets anew, empty.

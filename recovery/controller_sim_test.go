@@ -624,3 +624,84 @@ func TestPermission(t *testing.T) {
 	}
 	p.over()
 }
+
+// TestSecureAndBadInput: TLS on both sides, what is wrong with it, and clusters
+// that are not what they seem.
+func TestSecureAndBadInput(t *testing.T) {
+	secure := func(c *simcluster.Config) { c.TLS = &simcluster.TLSConfig{} }
+	p := realPair(t, shape{version: "6.6.5", docs: 200, src: secure, dst: secure})
+	expired := p.start(simcluster.Config{Nodes: 1, Version: "6.6.5", VBuckets: 16, TLS: &simcluster.TLSConfig{Expired: true}}, nil)
+	misnamed := p.start(simcluster.Config{Nodes: 1, Version: "6.6.5", VBuckets: 16, TLS: &simcluster.TLSConfig{Hosts: []string{"db.example"}}}, nil)
+	lww := p.start(simcluster.Config{Nodes: 1, Version: "6.6.5", VBuckets: 16, Buckets: []simcluster.BucketConfig{{Name: bucket, ConflictResolution: "lww"}}}, nil)
+	host := p.start(simcluster.Config{Nodes: 1, Version: "6.6.5", VBuckets: 16, AdvertiseHost: "$HOST"}, nil)
+	p.load(host, 200)
+	fresh, err := p.dst.NewNode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	over := func(e *recovery.Endpoint, c *simcluster.Cluster, ca []byte) {
+		e.URL, e.TLS.CACertPEM = "https://"+c.Nodes()[0].RESTTLS(), ca
+	}
+	for _, c := range []struct {
+		name   string
+		change func(*recovery.Options)
+		class  pump.Class
+		code   string
+		warned string
+	}{
+		{"unknown CA", func(o *recovery.Options) { over(&o.Destination, p.dst, nil) }, pump.ClassUnreachable, "tls-unknown-ca", ""},
+		{"CA of the other", func(o *recovery.Options) { over(&o.Source, p.src, p.dst.CACert()) }, pump.ClassUnreachable, "tls-unknown-ca", ""},
+		{"expired", func(o *recovery.Options) { over(&o.Source, expired, expired.CACert()) }, pump.ClassUnreachable, "tls-expired", ""},
+		{"other name", func(o *recovery.Options) { over(&o.Source, misnamed, misnamed.CACert()) }, pump.ClassUnreachable, "tls-name", ""},
+		{"TLS to a port without", func(o *recovery.Options) { o.Source.URL = strings.Replace(p.src.URL(), "http:", "https:", 1) }, pump.ClassFailed, "tls-plain", ""},
+		{"wrong password", func(o *recovery.Options) {
+			over(&o.Destination, p.dst, p.dst.CACert())
+			o.Destination.Password = "wrong"
+		}, pump.ClassDenied, "rest-denied", ""},
+		{"not initialised", func(o *recovery.Options) { o.Destination.URL = "http://" + fresh.REST() }, pump.ClassFailed, "not-initialised", ""},
+		{"mixed conflict resolution", func(o *recovery.Options) { o.Source.URL, o.DryRun = lww.URL(), true }, 0, "", "conflict-resolution"},
+		{"$HOST", func(o *recovery.Options) { o.Source.URL, o.VBuckets = host.URL(), p.missing[:1] }, 0, "", ""},
+		{"both over TLS", func(o *recovery.Options) {
+			over(&o.Source, p.src, p.src.CACert())
+			over(&o.Destination, p.dst, p.dst.CACert())
+		}, 0, "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, ev, err := p.run(c.change, nil)
+			if c.code != "" {
+				wants(t, err, c.class, c.code)
+			} else if err != nil {
+				t.Error(err)
+			}
+			if c.warned != "" && !ev.warned(c.warned) {
+				t.Errorf("no warning %s", c.warned)
+			}
+			p.over()
+		})
+	}
+	p.whole()
+}
+
+// TestSourceFailsOver: the source loses a node, and its replicas take over,
+// while it is read.
+func TestSourceFailsOver(t *testing.T) {
+	p := realPair(t, shape{version: "6.6.5", docs: 600, src: func(c *simcluster.Config) {
+		c.Nodes, c.Buckets = 3, []simcluster.BucketConfig{{Name: bucket, Replicas: 1}}
+	}})
+	victim := sender(p.src, p.missing[0])
+	done := false
+	victim.Inject(simcluster.Fault{Op: mcbp.OpDcpMutation, VBucket: int(p.missing[0]), After: 1, Times: 1, Action: simcluster.CutMidFrame})
+	res, _, err := p.run(nil, func(e recovery.Event) {
+		if s, ok := e.(recovery.PhaseStarted); ok && s.Phase == recovery.PhaseTransfer && !done {
+			done = true
+			if err := p.src.Failover(victim); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	if err != nil {
+		t.Fatalf("%v, remaining %v", err, res.Remaining())
+	}
+	p.whole()
+	p.over()
+}

@@ -112,6 +112,10 @@ func (r *run) comparable() error {
 			Err:  fmt.Errorf("bucket %s of the source has %d vbuckets and bucket %s of the destination %d", r.src.name, a, r.dst.name, b),
 			Hint: "The same key lies in different vbuckets then, and copying vbuckets would lose it. Use cbtransfer, which copies by key."}
 	}
+	if a, b := r.src.bucket, r.dst.bucket; a.LastWriteWins() != b.LastWriteWins() {
+		r.warn("conflict-resolution", fmt.Sprintf("bucket %s of the source and bucket %s of the destination resolve conflicts differently, one by revision and one by time", r.src.name, r.dst.name),
+			"Documents keep their CAS and revision. Where time decides, a CAS of a bucket that does not can be taken for a time: later changes may lose against it.")
+	}
 	return nil
 }
 

@@ -20,7 +20,7 @@ var phases = []string{"plan", "prepare", "transfer", "verify", "activate", "publ
 
 // TestRecover is the specification's main control function from end to end.
 func TestRecover(t *testing.T) {
-	for _, version := range []string{"2.5.1", "3.0.3", "4.0"} {
+	for _, version := range []string{"2.5.1", "3.0.3", "4.0", "6.6.5", "7.6"} {
 		t.Run(version, func(t *testing.T) {
 			p := newPair(t, shape{version: version, docs: 1000})
 			res, ev, err := p.run(nil, nil)
@@ -243,7 +243,7 @@ func TestVBucketList(t *testing.T) {
 // TestCutForEver: the stream of one vbucket never ends. It stays replica and is
 // named, the others are recovered, and a second run does only it.
 func TestCutForEver(t *testing.T) {
-	for _, version := range []string{"2.5.1", "3.0.3", "4.0"} {
+	for _, version := range []string{"2.5.1", "3.0.3", "4.0", "6.6.5", "7.6"} {
 		t.Run(version, func(t *testing.T) {
 			p := newPair(t, shape{version: version})
 			bad := p.missing[1]

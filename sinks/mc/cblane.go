@@ -52,8 +52,8 @@ type node struct {
 	// The write that is under way.
 	asked bool // for the states
 	bad   map[uint16]*pump.Error
-	share int // items for this node
-	last  int // index of the last of them
+	share int      // items for this node
+	last  int      // index of the last of them
 	vbs   []uint16 // of these items, for a link
 	in    []bool   // by vbucket: it is in vbs
 	lost  error

@@ -382,7 +382,7 @@ func TestTLS(t *testing.T) {
 	if len(docs(c)) != 2 {
 		t.Errorf("holds %v", docs(c))
 	}
-	s := openCB(t, c, func(cfg *CBConfig) { cfg.URL = "https://"+c.Nodes()[0].RESTTLS() })
+	s := openCB(t, c, func(cfg *CBConfig) { cfg.URL = "https://" + c.Nodes()[0].RESTTLS() })
 	defer s.Close()
 	if _, err := s.Lanes(t.Context(), 1); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("an unknown authority: %v", err)

@@ -405,7 +405,8 @@ func (s *streamRun) run(ctx context.Context) error {
 	set := &s.e.cfg.Settings
 	progress := s.progress()
 	pause := backoff{min: set.RetryMin, max: set.RetryMax}
-	for attempt := 1; ; attempt++ {
+	attempt, reached := 0, time.Now()
+	for {
 		err := s.stream.Open(ctx, s.latest)
 		if err == nil {
 			err = s.readToEnd(ctx)
@@ -421,15 +422,23 @@ func (s *streamRun) run(ctx context.Context) error {
 			return err
 		}
 		if p := s.progress(); p > progress {
-			progress, attempt = p, 1
+			progress, attempt, reached = p, 0, time.Now()
 			pause.reset()
 		}
-		if attempt >= set.StreamAttempts {
-			if attempt > 1 {
-				err = &Error{Class: ClassOf(err), Code: CodeOf(err), Hint: HintOf(err),
-					Err: fmt.Errorf("given up after %d attempts: %w", attempt, err)}
+		// A node that is down may come back, or be failed over, which takes its
+		// time; one that answers and does not deliver will hardly do so later.
+		if ClassOf(err) == ClassUnreachable {
+			if waited := time.Since(reached); waited >= set.RetryTime {
+				return gaveUp(err, "given up after "+waited.Round(time.Millisecond).String())
 			}
-			return err
+		} else {
+			reached = time.Now()
+			if attempt++; attempt >= set.StreamAttempts {
+				if attempt > 1 {
+					return gaveUp(err, fmt.Sprintf("given up after %d attempts", attempt))
+				}
+				return err
+			}
 		}
 		s.e.cfg.Log.Warn("a source stream broke and is opened again", "stream", s.id, "attempt", attempt, "reason", err)
 		s.e.reopened.Add(1)
@@ -437,6 +446,10 @@ func (s *streamRun) run(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+func gaveUp(err error, after string) error {
+	return &Error{Class: ClassOf(err), Code: CodeOf(err), Hint: HintOf(err), Err: fmt.Errorf("%s: %w", after, err)}
 }
 
 func (s *streamRun) progress() int {

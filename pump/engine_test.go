@@ -138,6 +138,38 @@ func TestBrokenStreamIsOpenedAgain(t *testing.T) {
 	}
 }
 
+// TestUnreachableSourceIsWaitedFor: a node that is down does not use up the
+// attempts, since a failover or restart takes its time; but it has an end.
+func TestUnreachableSourceIsWaitedFor(t *testing.T) {
+	down := pump.Retryable(&pump.Error{Class: pump.ClassUnreachable, Err: errors.New("connection refused")})
+	for _, c := range []struct {
+		name  string
+		fails int64
+		limit time.Duration
+		exit  int
+	}{
+		{"comes back", 50, time.Hour, 0},
+		{"for ever", 1 << 40, 30 * time.Millisecond, 4},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var fails atomic.Int64
+			src := &pumptest.MemSource{Parts: [][]pump.Item{items("k", 1000, 8)}, BatchSize: 100}
+			src.Fail = func(_, given int) error {
+				if given == 500 && fails.Add(1) <= c.fails {
+					return down
+				}
+				return nil
+			}
+			set := quick()
+			set.RetryTime = c.limit
+			report, err := pump.Run(t.Context(), pump.Config{Source: src, Sink: &pumptest.MemSink{}, Settings: set})
+			if pump.ExitCode(err, 0) != c.exit || c.exit == 0 && report.Done != 1000 {
+				t.Fatalf("error %v, done %d", err, report.Done)
+			}
+		})
+	}
+}
+
 func TestStreamFailures(t *testing.T) {
 	cut := errors.New("cut")
 	for _, c := range []struct {

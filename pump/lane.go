@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 )
@@ -164,6 +165,13 @@ func (l *laneRun) tell(b *Batch) {
 	}
 }
 
+// A destination that takes nothing is worth a line after firstWarning, and again
+// after each laterWarnings.
+const (
+	firstWarning  = time.Second
+	laterWarnings = 15 * time.Second
+)
+
 // resend sends again what came back with Retry. With an item go all later items
 // of the same key, in order, whatever their verdict was: else an early value
 // that comes late would overwrite a later one (invariant 5). It gives up when
@@ -172,6 +180,7 @@ func (l *laneRun) resend(ctx context.Context, b *Batch) error {
 	set := &l.e.cfg.Settings
 	pause := backoff{min: set.RetryMin, max: set.RetryMax}
 	lastProgress := time.Now()
+	nextWarning := lastProgress.Add(firstWarning)
 	for {
 		l.gather(b)
 		if len(l.origins) == 0 {
@@ -186,7 +195,11 @@ func (l *laneRun) resend(ctx context.Context, b *Batch) error {
 			return err
 		}
 		l.e.retried.Add(uint64(len(l.origins)))
-		l.e.cfg.Log.Debug("send again", "items", len(l.origins), "reason", cause)
+		if now := time.Now(); now.After(nextWarning) {
+			nextWarning = now.Add(laterWarnings)
+			l.e.cfg.Log.Warn("the destination takes nothing; items are sent again", "items", len(l.origins),
+				"since", now.Sub(lastProgress).Round(time.Second), "until", set.RetryTime, "reason", cause)
+		}
 		l.again.StartWrite()
 		if err := l.lane.Write(ctx, &l.again); err != nil {
 			return err
@@ -228,12 +241,13 @@ func (l *laneRun) gather(b *Batch) {
 }
 
 func giveUp(it *Item, n int, waited time.Duration, cause error) error {
-	where := "an item"
+	key := it.Key[:min(len(it.Key), 80)]
+	where := fmt.Sprintf("an item with key <ud>%q</ud>", key)
 	if it.VBucket != NoVBucket {
-		where = fmt.Sprintf("an item of vbucket %d", it.VBucket)
+		where += fmt.Sprintf(" of vbucket %d", it.VBucket)
 	}
 	if n > 1 {
-		where = fmt.Sprintf("%d items, the first %s", n, where[3:])
+		where = fmt.Sprintf("%d items, the first of them %s", n, strings.TrimPrefix(where, "an item "))
 	}
 	if cause == nil {
 		cause = errors.New("the sink gave no reason")

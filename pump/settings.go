@@ -8,7 +8,7 @@ type Settings struct {
 	BatchBytes     Size          `opt:"batch-bytes" default:"256k" help:"arena of one batch"`
 	LaneItems      int           `opt:"lane-items" default:"32768" help:"most items that a lane writes at once"`
 	LaneBytes      Size          `opt:"lane-bytes" default:"0" help:"most bytes that a lane writes at once; 0 shares half of memory between the lanes"`
-	RetryTime      time.Duration `opt:"retry-time" default:"60s" help:"how long one item is sent again and again before the run fails"`
+	RetryTime      time.Duration `opt:"retry-time" default:"60s" help:"how long items are sent again, and a source that cannot be reached is tried again, without getting further before the run fails"`
 	RetryMin       time.Duration `opt:"retry-min" default:"5ms" help:"first pause before items are sent again; it doubles each time"`
 	RetryMax       time.Duration `opt:"retry-max" default:"1s" help:"longest pause before items are sent again"`
 	StreamLimit    int           `opt:"stream-limit" default:"64" help:"most source streams read at once"`

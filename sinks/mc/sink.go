@@ -50,7 +50,8 @@ func Plugin() pump.SinkPlugin[Options] {
 			"With operation=add nothing that the server holds is changed, so deletions are skipped. " +
 			"An item whose time is over is stored with a time in the past: the server's own clock decides, and it never lives on. " +
 			"Values compressed with snappy and values with extended attributes are rejected, since memcached's clients could not read them.\n\n" +
-			"With user and password given the sink logs in with SASL PLAIN.",
+			"With user and password given the sink logs in with SASL PLAIN. " +
+			"A server that has vbuckets is refused: it is a node of Couchbase, whose address is http://host:8091.",
 		New: func(_ context.Context, t pump.Target, o Options) (pump.Sink, error) {
 			if strings.Contains(strings.TrimPrefix(t.Rest, "//"), "/") {
 				return nil, pump.Usagef("sink %s: memcached has no buckets or paths; write memcached://host:port", t.Name())
@@ -124,13 +125,46 @@ func (s *Sink) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
 	return lanes, nil
 }
 
-// Check connects, logs in and asks for an answer.
+// Check connects, logs in and makes sure that there are no vbuckets.
 func (s *Sink) Check(ctx context.Context) error {
 	p, err := s.dial(ctx)
 	if err != nil {
 		return err
 	}
-	return p.Close()
+	defer p.Close() // nothing was written
+	return s.refuseVBuckets(ctx, p)
+}
+
+// refuseVBuckets asks for the states of vbuckets. A node of Couchbase would take
+// every item into vbucket 0, where no client looks for it; memcached and buckets of
+// memcached type know no such statistics.
+func (s *Sink) refuseVBuckets(ctx context.Context, p *pipe.Pipe) error {
+	p.Begin(ctx, 1, 1)
+	p.Out = mcbp.AppendFrame(p.Out, mcbp.Header{Magic: mcbp.MagicRequest, Opcode: mcbp.OpStat, Opaque: p.Opaque(0)}, nil, []byte("vbucket"), nil)
+	p.End()
+	if err := p.Wait(); err != nil {
+		err = s.lost("ask "+s.where+" for vbuckets", err)
+		var e *pump.Error
+		if errors.As(err, &e) && e.Code == "destination-lost" {
+			e.Hint = "is this a node of a Couchbase cluster? From 5.0 on they hang up on who is not logged in; write to it with http:// or couchbase://"
+		}
+		return err
+	}
+	for i := range p.Answers() {
+		h := &p.Answers()[i].Header
+		switch has := h.Status() == mcbp.StatusOK && h.KeyLen > 0; {
+		case has, h.Status() == mcbp.StatusNotMyVBucket:
+			return s.vbucketsThere("the server has vbuckets")
+		case h.Status() == mcbp.StatusAccess, h.Status() == mcbp.StatusNoBucket: // only Couchbase has these
+			return s.vbucketsThere("the server does not say whether it has vbuckets (" + mcbp.StatusName(h.Status()) + ")")
+		}
+	}
+	return nil
+}
+
+func (s *Sink) vbucketsThere(why string) error {
+	return &pump.Error{Class: pump.ClassUsage, Code: "not-memcached", Op: "write to " + s.where, Err: errors.New(why),
+		Hint: "this is a node of a Couchbase cluster: write to it with http:// or couchbase:// and its REST port (8091)"}
 }
 
 // Close has nothing to release: lanes own the connections.
@@ -241,9 +275,7 @@ func (l *lane) Write(ctx context.Context, b *pump.Batch) error {
 		r := l.rulings.Of(l.request(&b.Items[a.Index]), a.Header.Status())
 		switch {
 		case a.Header.Status() == mcbp.StatusNotMyVBucket:
-			stop = &pump.Error{Code: "not-memcached", Op: "write to " + l.sink.where,
-				Err:  fmt.Errorf("the server has vbuckets (%s)", mcbp.StatusName(a.Header.Status())),
-				Hint: "this is a node of a Couchbase cluster: write to it with http:// or couchbase://"}
+			stop = l.sink.vbucketsThere("the server has vbuckets (" + mcbp.StatusName(a.Header.Status()) + ")")
 		case r.Stop:
 			stop = r.Cause
 		case l.op == "get" && r.Verdict == pump.Done && b.Items[a.Index].Op != pump.Mutation:

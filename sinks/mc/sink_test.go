@@ -14,6 +14,7 @@ import (
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/pump/pumptest"
+	"github.com/cbpump/cbpump/simcluster"
 )
 
 func TestSinkConformance(t *testing.T) {
@@ -374,7 +375,11 @@ func TestSinkLogin(t *testing.T) {
 				t.Errorf("login %q %q", f.Key(), f.Value())
 			}
 			reply(c, f, status)
-			if f, err := rd.Next(); err == nil && status == mcbp.StatusOK {
+			for status == mcbp.StatusOK {
+				f, err := rd.Next()
+				if err != nil {
+					return
+				}
 				reply(c, f, mcbp.StatusOK)
 			}
 		})
@@ -485,6 +490,36 @@ func TestSinkCapture(t *testing.T) {
 		flags, value, ok := get(t, client, string(it.Key))
 		if !ok || flags != it.Flags || it.CheckValue([]byte(value)) != nil {
 			t.Errorf("%q: %v %x", it.Key, ok, flags)
+		}
+	}
+}
+
+// TestSinkRefusesVBuckets: memcached:// with the data port of a Couchbase node would
+// put everything into vbucket 0. Memcached and buckets of its type are let through.
+func TestSinkRefusesVBuckets(t *testing.T) {
+	for version, code := range map[string]string{"2.5.1": "not-memcached", "3.0.3": "not-memcached", "4.0": "not-memcached", "7.6": "destination-lost"} {
+		c, err := simcluster.Start(simcluster.Config{Version: version, Nodes: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = c.Close() })
+		n := c.Nodes()[0]
+		err = openSink(t, n.KV(), Options{}).Check(t.Context())
+		if pump.CodeOf(err) != code || (code == "not-memcached") != (pump.ExitCode(err, 0) == 2) || !strings.Contains(pump.HintOf(err), "http://") {
+			t.Errorf("%s: %v (%s)", version, err, pump.HintOf(err))
+		}
+		if n.Writes() != 0 {
+			t.Errorf("%s: %d writes", version, n.Writes())
+		}
+	}
+	c, err := simcluster.Start(simcluster.Config{Nodes: 1, Buckets: []simcluster.BucketConfig{{Name: "default", Type: "memcached"}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() })
+	for name, addr := range map[string]string{"memcached bucket": c.Nodes()[0].KV(), "memcached": startMemcached(t).addr} {
+		if err := openSink(t, addr, Options{}).Check(t.Context()); err != nil {
+			t.Errorf("%s: %v", name, err)
 		}
 	}
 }

@@ -3,14 +3,18 @@ package cli
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/term"
+
+	"github.com/cbpump/cbpump/pump"
 )
 
 // console is the way out of everything that a command says: text for people on
@@ -27,8 +31,8 @@ type console struct {
 	width  func() int // of that terminal
 	line   string     // the live line that stands there now
 	out    io.Writer  // nil: no JSON
-	broken func()     // called once when out takes no more
-	failed bool
+	broken func()     // called once when nobody reads out any more
+	outErr error      // why out takes no more
 }
 
 func newConsole(p *Process, c *common) *console {
@@ -80,7 +84,7 @@ func (c *console) warn(w warningLine) {
 	}
 	hint := ""
 	if w.Hint != "" {
-		hint = ". " + w.Hint
+		hint = ". " + sentence(w.Hint)
 	}
 	fmt.Fprintf(c, "%s: warning: %s%s\n", c.name, oneLine(w.Message), oneLine(hint))
 	c.Emit(w)
@@ -128,14 +132,35 @@ func (c *console) Emit(line any) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.failed {
+	if c.outErr != nil {
 		return
 	}
-	if _, err := c.out.Write(append(text, '\n')); err != nil {
-		c.failed = true
-		if c.broken != nil {
-			c.broken()
-		}
+	if _, c.outErr = c.out.Write(append(text, '\n')); closedPipe(c.outErr) && c.broken != nil {
+		c.broken()
+	}
+}
+
+// closedPipe says whether a write failed because nobody reads any more.
+func closedPipe(err error) bool {
+	return errors.Is(err, syscall.EPIPE) || errors.Is(err, io.ErrClosedPipe)
+}
+
+// outFailed is the error of an output that took no more although somebody reads
+// it, such as a file on a full disk. What it lacks is not said again: the run's
+// own work went on.
+func (c *console) outFailed() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.outErr == nil || closedPipe(c.outErr) {
+		return nil
+	}
+	return outputError(c.outErr)
+}
+
+func outputError(err error) error {
+	return &pump.Error{
+		Class: pump.ClassFailed, Code: "output", Op: "write to standard output", Err: err,
+		Hint: "What was printed there is not complete.",
 	}
 }
 

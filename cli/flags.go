@@ -96,8 +96,11 @@ func (c *common) secure(say *console, ends ...*pump.Resolved) error {
 func (c *common) parse(args []string) error {
 	err := c.set.Parse(args)
 	if err == nil {
-		if c.threads < 0 {
+		switch {
+		case c.threads < 0:
 			return pump.Usagef("-t/--threads cannot be negative")
+		case c.threads > maxThreads:
+			return pump.Usagef("-t/--threads goes up to %d: more connections are slower, not faster", maxThreads)
 		}
 		return nil
 	}
@@ -158,6 +161,9 @@ func (c *common) positional(first, second string) (string, string, error) {
 	}
 	return args[0], args[1], nil
 }
+
+// maxThreads keeps a slip of the keyboard from opening thousands of connections.
+const maxThreads = 256
 
 // nextPair finds the commas that separate options: a,b=2 goes on after the value
 // a only where another name= follows, so that values may hold commas.

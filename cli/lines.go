@@ -107,6 +107,20 @@ func streamsOf(r *pump.Report) []streamField {
 	return list
 }
 
+// leftOutField is what a source defines and the destination has no place for.
+type leftOutField struct {
+	Kind  string `json:"kind"`
+	Bytes int    `json:"bytes"`
+}
+
+func leftOutOf(r *pump.Report) []leftOutField {
+	list := []leftOutField{}
+	for _, d := range r.LeftOut {
+		list = append(list, leftOutField{string(d.Kind), len(d.JSON)})
+	}
+	return list
+}
+
 type errorLine struct {
 	Type    string `json:"type"` // "error"
 	Class   string `json:"class"`

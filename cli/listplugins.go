@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"encoding/json"
 	"fmt"
 	"strings"
 
@@ -142,19 +141,18 @@ func wrap(text string, indent, width int) string {
 	return b.String()
 }
 
-// listPlugins prints the plugins.
-func listPlugins(p *Process, r *pump.Registry, asJSON bool) error {
-	if asJSON {
-		l, err := listOf(r)
-		if err != nil {
-			return err
-		}
-		return json.NewEncoder(p.Stdout).Encode(l)
-	}
+// listPlugins prints the plugins and returns the exit code.
+func listPlugins(say *console, p *Process, r *pump.Registry, asJSON bool) int {
 	text, err := pluginText(r)
-	if err != nil {
-		return err
+	if asJSON {
+		var l pluginList
+		if l, err = listOf(r); err == nil {
+			say.Emit(l)
+			return finish(say, nil, 0, nil)
+		}
 	}
-	_, err = fmt.Fprint(p.Stdout, text)
-	return err
+	if err != nil {
+		return finish(say, err, 0, nil)
+	}
+	return printed(say, p, text)
 }

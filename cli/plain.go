@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"unicode"
@@ -108,7 +109,8 @@ func plainNet(e *net.OpError) string {
 
 // plainText makes a text of any origin safe for a terminal and one line long.
 func plainText(text string) string {
-	return oneLine(strings.ReplaceAll(strings.TrimSpace(text), "\n", "; "))
+	text = strings.ReplaceAll(strings.TrimSpace(text), "\n", "; ")
+	return oneLine(strings.ReplaceAll(text, `"?; it has `, `"? It has `))
 }
 
 func oneLine(text string) string {
@@ -123,22 +125,91 @@ func oneLine(text string) string {
 	}, text)
 }
 
-// hintOf returns what to do about an error: its own hint, or one for its class.
-func hintOf(err error) string {
-	if h := pump.HintOf(err); h != "" {
-		return oneLine(h)
+// hintsOf returns what to do about an error: its own hints, of each end that
+// failed, or one for its class. A hint is a sentence and begins like one.
+func hintsOf(err error) []string {
+	if list := ownHints(err); len(list) > 0 {
+		return list
 	}
 	switch pump.ClassOf(err) {
 	case pump.ClassUnreachable:
-		return "Check host and port, that the server runs, and that no firewall is between."
+		return []string{"Check host and port, that the server runs, and that no firewall is between."}
 	case pump.ClassDenied:
-		return "Check user name and password: -u and -p for the source, -U and -P for the destination."
+		return []string{"Check user name and password: -u and -p for the source, -U and -P for the destination."}
 	case pump.ClassPartial:
-		return "Everything else is at the destination."
+		return []string{"Everything else is at the destination."}
 	case pump.ClassInterrupted:
-		return "Run the same command again to finish."
+		return []string{"Run the same command again to finish."}
 	}
-	return ""
+	return nil
+}
+
+// ownHints returns the different hints that an error has; each may be several
+// lines, a hint each.
+func ownHints(err error) []string {
+	var list []string
+	for _, one := range leaves(err) {
+		for h := range strings.SplitSeq(pump.HintOf(one), "\n") {
+			if h = sentence(oneLine(h)); h != "" && !slices.Contains(list, h) {
+				list = append(list, h)
+			}
+		}
+	}
+	return list
+}
+
+// leaves returns the errors that were joined. One whose wrapper has a hint is
+// not taken apart: that hint is meant for all of it.
+func leaves(err error) []error {
+	for at := err; at != nil; {
+		if e, ok := at.(*pump.Error); ok && e.Hint != "" {
+			return []error{err}
+		}
+		switch w := at.(type) {
+		case interface{ Unwrap() []error }:
+			var all []error
+			for _, e := range w.Unwrap() {
+				all = append(all, leaves(e)...)
+			}
+			return all
+		case interface{ Unwrap() error }:
+			at = w.Unwrap()
+		default:
+			at = nil
+		}
+	}
+	return []error{err}
+}
+
+// sentence gives a hint its capital, unless it begins with the name of a command
+// or an option.
+func sentence(text string) string {
+	first, _, _ := strings.Cut(text, " ")
+	if first == "" || strings.HasPrefix(first, "cb") || strings.ContainsFunc(first, func(r rune) bool { return (r < 'a' || r > 'z') && r != ',' && r != ':' }) {
+		return text
+	}
+	return strings.ToUpper(text[:1]) + text[1:]
+}
+
+// shortAnswers cuts the pages that servers answered with, inside the text of err.
+func shortAnswers(text string, err error) string {
+	const start, most = "the server answers ", 100
+	if inner, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range inner.Unwrap() {
+			text = shortAnswers(text, e)
+		}
+		return text
+	}
+	if e := errors.Unwrap(err); e != nil {
+		return shortAnswers(text, e)
+	}
+	if err == nil || !strings.HasPrefix(err.Error(), start) {
+		return text
+	}
+	if said := []rune(plain(err)); len(said) > len(start)+most {
+		text = strings.Replace(text, string(said), strings.TrimSpace(string(said[:len(start)+most]))+"…", 1)
+	}
+	return text
 }
 
 // quoteText shows bytes of unknown origin: printable UTF-8 as it is, everything

@@ -56,7 +56,11 @@ func Recovery(ctx context.Context, r *pump.Registry, p *Process) int {
 		say.Clear()
 		job.summary()
 	}
-	return finish(say, err, stop.signal(), job.resultLine)
+	code = finish(say, err, stop.signal(), job.resultLine)
+	if len(job.result.Outcomes) > 0 {
+		say.Print("%s", job.next())
+	}
+	return code
 }
 
 // recoveryJob is one run of cbrecovery.
@@ -221,7 +225,9 @@ func (j *recoveryJob) event(e recovery.Event) {
 			return // an error is said at the end; a plan is shown whole
 		}
 	case recovery.Planned:
-		say.Emit(planLine{"plan", e.Plan})
+		plan := *e.Plan
+		plan.Steps = append([]recovery.Step{}, plan.Steps...) // [] rather than null
+		say.Emit(planLine{"plan", &plan})
 	case recovery.Replaced:
 		say.Emit(replacedLine{"node-replaced", e.Add, e.Remove, e.Before})
 	case recovery.VBucketEvent:
@@ -266,7 +272,6 @@ func (j *recoveryJob) summary() {
 		fmt.Fprintf(&b, "  %s\n", say.short(why, shortReason))
 	}
 	say.Print("%s", strings.TrimSuffix(b.String(), "\n"))
-	say.Print("%s", j.next())
 }
 
 // next says what to do after a run. As long as vbuckets are missing it must not

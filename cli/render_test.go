@@ -179,13 +179,99 @@ func TestBriefErrorKeepsClassCodeAndHint(t *testing.T) {
 	a := &pump.Error{Class: pump.ClassUnreachable, Code: "gone", Err: errors.New("node a is gone"), Hint: "Start it."}
 	b := errors.New("node b is cut")
 	r := &pump.Report{StreamReports: []pump.StreamReport{{ID: "a", Err: a}, {ID: "b", Err: b}, {ID: "c"}}}
-	got := brief(r, errors.Join(a, b))
-	if plain(got) != "2 of 3 parts of the source are not proven complete; each is named with its reason" ||
+	run := &transfer{say: &console{}, report: r}
+	got := run.brief(errors.Join(a, b))
+	if plain(got) != "2 of 3 parts of the source are not proven complete; each is named above with its reason" ||
 		pump.ExitCode(got, 0) != 4 || pump.CodeOf(got) != "gone" || pump.HintOf(got) != "Start it." {
 		t.Errorf("got %#v", got)
 	}
+	run.say.silent = true
+	if text := plain(run.brief(errors.Join(a, b))); !strings.HasSuffix(text, "; the first is a: node a is gone") {
+		t.Errorf("silent: %s", text)
+	}
+	run.say.silent = false
 	r.StreamReports[1].Err = a
-	if got := brief(r, a); got != error(a) {
+	if got := run.brief(a); got != error(a) {
 		t.Errorf("one reason for all is said as it is; got %v", got)
+	}
+	// Parts are counted, not reasons.
+	r.StreamReports[2].Err = b
+	if text := plain(run.brief(errors.Join(a, b))); !strings.HasPrefix(text, "3 of 3 parts ") {
+		t.Errorf("got %s", text)
+	}
+}
+
+// What failed before the first item is named all the same, and a thousand parts
+// do not fill the screen.
+func TestFailedStreamsAreNamed(t *testing.T) {
+	r := &pump.Report{}
+	for i := range 1000 {
+		r.StreamReports = append(r.StreamReports, pump.StreamReport{ID: fmt.Sprintf("vb%d", i), Err: fmt.Errorf("reason %d", i%2)})
+	}
+	var said strings.Builder
+	failedStreams(&console{err: &said}, r)
+	if text := said.String(); !strings.Contains(text, "  not complete: vb0: reason 0\n  not complete: vb1: reason 1\n") ||
+		!strings.HasSuffix(text, "  and 980 more; -v and --json list every one\n") || strings.Count(text, "\n") != 21 {
+		t.Errorf("said %s", text)
+	}
+}
+
+func TestPartialSaysTheNumbersOfTheTable(t *testing.T) {
+	skipped := &pump.Error{Class: pump.ClassPartial, Code: "skipped", Err: errors.New("2000 items were skipped")}
+	left := &pump.Error{Class: pump.ClassPartial, Code: "left-out", Err: errors.New("3 files are no documents"), Hint: "look at them"}
+	for _, c := range []struct {
+		err  error
+		done uint64
+		text string
+		hint string
+	}{
+		{skipped, 5, "2,000 items were skipped", "Everything else is at the destination."},
+		{skipped, 0, "2,000 items were skipped", "Nothing was written; the reasons stand in the table and in the JSON result."},
+		{errors.Join(skipped, left), 5, "2,000 items were skipped; 3 files are no documents", "Look at them"},
+		{errors.Join(left), 5, "3 files are no documents", "Look at them"},
+	} {
+		got := partial(&pump.Report{Snapshot: pump.Snapshot{Done: c.done, Skipped: 2000}}, c.err)
+		if plain(got) != c.text || strings.Join(hintsOf(got), "|") != c.hint || pump.ExitCode(got, 0) != 3 {
+			t.Errorf("%q, hints %q, exit code %d; want %q, %q", plain(got), hintsOf(got), pump.ExitCode(got, 0), c.text, c.hint)
+		}
+	}
+}
+
+func TestHints(t *testing.T) {
+	a := &pump.Error{Err: errors.New("a"), Hint: "check the source"}
+	b := &pump.Error{Err: errors.New("b"), Hint: "with-meta=true can"}
+	for _, c := range []struct {
+		err  error
+		want string
+	}{
+		{fmt.Errorf("x: %w", errors.Join(a, b, a)), "Check the source|with-meta=true can"},
+		{&pump.Error{Err: errors.Join(a, b), Hint: "for both"}, "For both"},
+		{errors.Join(errors.New("no hint"), b), "with-meta=true can"},
+		{&pump.Error{Err: a, Class: pump.ClassUnreachable}, "Check the source"},
+		{errors.New("x"), ""},
+	} {
+		if got := strings.Join(hintsOf(c.err), "|"); got != c.want {
+			t.Errorf("%v: %q, want %q", c.err, got, c.want)
+		}
+	}
+}
+
+func TestPagesOfServersAreCut(t *testing.T) {
+	page := errors.New("the server answers 500 Internal:" + strings.Repeat(" word", 60))
+	err := errors.Join(&pump.Error{Op: "read", Err: page}, errors.New("and this"))
+	got := shortAnswers(plain(err), err)
+	if len(got) > 140 || !strings.Contains(got, "…; and this") || !strings.HasPrefix(got, "read: the server answers 500 Internal: word") {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestLeftOutDefinitionsAreShown(t *testing.T) {
+	r := &pump.Report{LeftOut: []pump.Definition{{Kind: pump.DesignDocuments, JSON: []byte("[12]")}}}
+	if text := reportText(r); !strings.Contains(text, "not written: the source's design documents (4 B)") {
+		t.Errorf("%s", text)
+	}
+	run := &transfer{flags: newTransferFlags("x"), report: r}
+	if l := run.result(0).(resultLine); len(l.LeftOut) != 1 || l.LeftOut[0].Bytes != 4 {
+		t.Errorf("%+v", l)
 	}
 }

@@ -2,10 +2,11 @@ package cli
 
 import (
 	"context"
-
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -118,17 +119,27 @@ func finish(say *console, err error, sig syscall.Signal, result func(code int) a
 	if result != nil {
 		say.Emit(result(code))
 	}
+	if lost := say.outFailed(); lost != nil {
+		say.Error(lost)
+		if code == 0 || code == 3 {
+			code = pump.ExitCode(lost, 0)
+		}
+	}
 	return code
 }
 
 // Error says an error: one paragraph with what, where and why, then the hint.
 func (c *console) Error(err error) {
-	message, hint := plain(err), hintOf(err)
-	fmt.Fprintf(c, "%s: %s\n", c.name, c.short(message, shortError))
-	if hint != "" {
+	message, hints := plain(err), hintsOf(err)
+	shown := message
+	if !c.full {
+		shown = c.short(shortAnswers(message, err), shortError)
+	}
+	fmt.Fprintf(c, "%s: %s\n", c.name, shown)
+	for _, hint := range hints {
 		fmt.Fprintf(c, "hint: %s\n", hint)
 	}
-	c.Emit(errorLine{"error", className[pump.ClassOf(err)], pump.CodeOf(err), message, hint})
+	c.Emit(errorLine{"error", className[pump.ClassOf(err)], pump.CodeOf(err), message, strings.Join(hints, " ")})
 }
 
 // Notice prints one line for people unless --silent asks for none.
@@ -136,6 +147,15 @@ func (c *console) Notice(format string, args ...any) {
 	if !c.silent {
 		fmt.Fprintf(c, "%s: %s\n", c.name, fmt.Sprintf(format, args...))
 	}
+}
+
+// printed prints what was asked for and returns the exit code.
+func printed(say *console, p *Process, text string) int {
+	_, err := io.WriteString(p.Stdout, text)
+	if err != nil {
+		err = outputError(err)
+	}
+	return finish(say, err, 0, nil)
 }
 
 // begin parses the arguments and does what needs no work: --help, --version and
@@ -146,11 +166,9 @@ func begin(p *Process, c *common, r *pump.Registry, help string) (say *console, 
 	say = newConsole(p, c)
 	switch {
 	case err == nil && c.help:
-		fmt.Fprint(p.Stdout, help)
-		return say, true, 0
+		return say, true, printed(say, p, help)
 	case err == nil && c.version:
-		fmt.Fprintf(p.Stdout, "%s %s\n", p.Name, version())
-		return say, true, 0
+		return say, true, printed(say, p, p.Name+" "+version()+"\n")
 	case err != nil:
 		return say, true, finish(say, err, 0, nil)
 	}

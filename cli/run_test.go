@@ -139,6 +139,48 @@ func TestClosedStdoutEndsQuietly(t *testing.T) {
 	}
 }
 
+// fullDisk takes so many bytes.
+type fullDisk struct{ room int }
+
+func (d *fullDisk) Write(p []byte) (int, error) {
+	if d.room -= len(p); d.room < 0 {
+		return 0, &os.PathError{Op: "write", Path: "/dev/stdout", Err: syscall.ENOSPC}
+	}
+	return len(p), nil
+}
+
+// What is printed into a full disk is not a success, whatever is printed; the
+// transfer itself goes on to its end.
+func TestFullStdoutFails(t *testing.T) {
+	all, err := plugins.Transfer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		args []string
+		room int
+		code int
+	}{
+		{[]string{"--json", "gen:?max-items=3", "null:"}, 0, 1},
+		{[]string{"--json", "gen:?max-items=3", "null:"}, 400, 1},
+		{[]string{"--json", "gen:?max-items=3", "null:"}, 1 << 20, 0},
+		{[]string{"--json", "nosuch:", "null:"}, 0, 2},
+		{[]string{"--list-plugins"}, 0, 1},
+		{[]string{"--list-plugins", "--json"}, 0, 1},
+		{[]string{"--help"}, 0, 1},
+		{[]string{"--version"}, 0, 1},
+	} {
+		var said bytes.Buffer
+		p := &cli.Process{Name: "cbtransfer", Args: c.args, Stdout: &fullDisk{c.room}, Stderr: &said, Signals: make(chan os.Signal)}
+		if got := cli.Transfer(context.Background(), all, p); got != c.code {
+			t.Errorf("%v with room for %d bytes: exit code %d, want %d", c.args, c.room, got, c.code)
+		}
+		if full := strings.Contains(said.String(), "cbtransfer: write to standard output: /dev/stdout: no space left on device"); full != (c.code != 0) {
+			t.Errorf("%v said: %s", c.args, said.String())
+		}
+	}
+}
+
 // titleOptions are those of a source that only tells its process title.
 type titleOptions struct {
 	Token string `opt:"token" secret:"true" help:"a secret"`

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 const (
 	maxTableCauses     = 10
 	maxTableRejections = 20
+	maxTableParts      = 20
 )
 
 // reportText is the table at the end of a run. It reconciles: what was read is
@@ -49,6 +51,9 @@ func reportText(r *pump.Report) string {
 		fmt.Fprintf(&b, ", %s items/s, %s/s", grouped(uint64(float64(r.Done)/seconds)), bytesText(float64(r.BytesDone)/seconds))
 	}
 	b.WriteByte('\n')
+	for _, d := range r.LeftOut {
+		fmt.Fprintf(&b, "  not written: the source's %s (%s), for which the destination has no place\n", plainText(string(d.Kind)), bytesText(float64(len(d.JSON))))
+	}
 	rejections(&b, r)
 	return strings.TrimSuffix(b.String(), "\n")
 }
@@ -92,10 +97,19 @@ func failedStreams(say *console, r *pump.Report) {
 	if len(reasons(r)) < 2 {
 		return
 	}
+	shown, rest := 0, uint64(0)
 	for _, s := range r.StreamReports {
-		if s.Err != nil {
+		switch {
+		case s.Err == nil:
+		case shown == maxTableParts && !say.full:
+			rest++
+		default:
 			say.Print("  not complete: %s", say.short(plainText(s.ID)+": "+plain(s.Err), shortReason))
+			shown++
 		}
+	}
+	if rest > 0 {
+		say.Print("  and %s more; -v and --json list every one", grouped(rest))
 	}
 }
 
@@ -110,14 +124,74 @@ func reasons(r *pump.Report) []string {
 	return list
 }
 
-// brief is the error of a run, without what the table has listed already.
-func brief(r *pump.Report, err error) error {
-	n := len(reasons(r))
-	if n < 2 || pump.ClassOf(err) == pump.ClassInterrupted {
+// brief is the error of a run as it is said beneath the table: without what the
+// table has listed already, and without the hint that the rest has arrived where
+// nothing has.
+func (t *transfer) brief(err error) error {
+	r := t.report
+	switch {
+	case pump.CodeOf(err) == "unreconciled" || pump.ClassOf(err) == pump.ClassInterrupted:
+		return err
+	case pump.ClassOf(err) == pump.ClassPartial:
+		return partial(r, err)
+	case len(reasons(r)) < 2:
 		return err
 	}
+	failed, first := 0, ""
+	for _, s := range r.StreamReports {
+		if s.Err != nil {
+			if failed == 0 {
+				first = plainText(s.ID) + ": " + plain(s.Err)
+			}
+			failed++
+		}
+	}
+	where := "each is named above with its reason"
+	switch {
+	case t.say.out != nil:
+		where = "the result line names each with its reason"
+	case t.say.silent:
+		where = "the first is " + first
+	case failed > maxTableParts && !t.say.full:
+		where = "the first are named above with their reasons"
+	}
 	return &pump.Error{
-		Class: pump.ClassOf(err), Code: pump.CodeOf(err), Hint: pump.HintOf(err),
-		Err: fmt.Errorf("%d of %d parts of the source are not proven complete; each is named with its reason", n, len(r.StreamReports)),
+		Class: pump.ClassOf(err), Code: pump.CodeOf(err), Hint: strings.Join(ownHints(err), "\n"),
+		Err: fmt.Errorf("%d of %d parts of the source are not proven complete; %s", failed, len(r.StreamReports), where),
+	}
+}
+
+// partial says what a run that came to its end has not written, in the numbers of
+// the table.
+func partial(r *pump.Report, err error) error {
+	were := func(n uint64) string {
+		if n == 1 {
+			return "1 item was"
+		}
+		return grouped(n) + " items were"
+	}
+	var e *pump.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	var text string
+	switch e.Code {
+	case "partial":
+		text = fmt.Sprintf("%s rejected by the destination and %s skipped", were(r.Rejected), were(r.Skipped))
+	case "rejected":
+		text = were(r.Rejected) + " rejected by the destination"
+	case "skipped":
+		text = were(r.Skipped) + " skipped"
+	default:
+		return err
+	}
+	// What the source left out may be joined to it, and stays beside it.
+	said, hint := e.Err.Error(), strings.Join(ownHints(err), "\n")
+	if hint == "" && r.Done == 0 {
+		hint = "Nothing was written; the reasons stand in the table and in the JSON result."
+	}
+	return &pump.Error{
+		Class: pump.ClassPartial, Code: pump.CodeOf(err), Hint: hint,
+		Err: errors.New(strings.Replace(plain(err), said, text, 1)),
 	}
 }

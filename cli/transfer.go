@@ -44,7 +44,7 @@ func Transfer(ctx context.Context, r *pump.Registry, p *Process) int {
 		return code
 	}
 	if f.listPlugins {
-		return finish(say, listPlugins(p, r, f.json), 0, nil)
+		return listPlugins(say, p, r, f.json)
 	}
 	job := &transfer{say: say, flags: f}
 	work, stop, release := guard(ctx, p, say)
@@ -53,9 +53,11 @@ func Transfer(ctx context.Context, r *pump.Registry, p *Process) int {
 	if err == nil {
 		err = job.run(work, stop.Stop)
 	}
-	if r := job.report; r != nil && (err == nil || r.Read+r.Filtered > 0) && !nobodyReads(err) {
+	if r := job.report; r != nil && !nobodyReads(err) {
 		say.Clear()
-		say.Print("%s", reportText(r))
+		if err == nil || r.Read+r.Filtered > 0 {
+			say.Print("%s", reportText(r))
+		}
 		failedStreams(say, r)
 	}
 	return finish(say, err, stop.signal(), job.result)
@@ -171,7 +173,7 @@ func (t *transfer) run(ctx context.Context, stop <-chan struct{}) error {
 	if r := t.report; err == nil && r.Read == 0 && r.Filtered > 0 {
 		say.Warn(fmt.Sprintf("all %s items were left out: -k matches no key, or the source does not say which vbucket an item is in", grouped(r.Filtered)))
 	}
-	return brief(t.report, err)
+	return t.brief(err)
 }
 
 func (t *transfer) dryRun(ctx context.Context, source pump.Source, sink pump.Sink) (err error) {
@@ -186,14 +188,14 @@ func (t *transfer) dryRun(ctx context.Context, source pump.Source, sink pump.Sin
 	if err := pump.Check(ctx, source, sink); err != nil {
 		return err
 	}
-	size := "the source does not say how much"
+	size := "everything (the source does not say how much)"
 	if e, ok := pump.As[pump.Estimator](source); ok {
 		if t.dryRunFound, err = e.Estimate(ctx); err != nil {
 			return err
 		}
 		size = grouped(t.dryRunFound.Items) + " items"
 	}
-	t.say.Print("%s: dry run: both ends can be used; would copy %s to %s: %s", t.say.name, endText(t.from), endText(t.to), size)
+	t.say.Print("%s: dry run: both ends can be used; would copy %s from %s to %s", t.say.name, size, endText(t.from), endText(t.to))
 	return nil
 }
 
@@ -204,10 +206,10 @@ func (f *transferFlags) vbucketFilter() ([]uint16, error) {
 		return nil, f.usage("-i and --vbucket-list both choose vbuckets; give one of them")
 	case f.given("id"):
 		list, err := pump.ParseVBuckets(f.id)
-		if err == nil && len(list) != 1 {
-			err = f.usage("-i/--id takes one vbucket; --vbucket-list takes several")
+		if err != nil || len(list) != 1 {
+			return nil, f.usage("-i/--id takes one vbucket, a number from 0 to %d; --vbucket-list takes several", pump.NoVBucket-1)
 		}
-		return list, err
+		return list, nil
 	case f.given("vbucket-list"):
 		return pump.ParseVBuckets(f.vbuckets)
 	}
@@ -253,9 +255,10 @@ type resultLine struct {
 	ExitCode int    `json:"exit_code"`
 	DryRun   bool   `json:"dry_run"`
 	counters
-	Total   uint64        `json:"items_total"`
-	Causes  []causeField  `json:"causes"`
-	Streams []streamField `json:"streams"`
+	Total   uint64         `json:"items_total"`
+	Causes  []causeField   `json:"causes"`
+	Streams []streamField  `json:"streams"`
+	LeftOut []leftOutField `json:"definitions_left_out"`
 }
 
 func (t *transfer) result(code int) any {
@@ -267,6 +270,6 @@ func (t *transfer) result(code int) any {
 	if t.report != nil {
 		l.Total = r.Estimate.Items
 	}
-	l.counters, l.Causes, l.Streams = countersOf(r.Snapshot), causesOf(r), streamsOf(r)
+	l.counters, l.Causes, l.Streams, l.LeftOut = countersOf(r.Snapshot), causesOf(r), streamsOf(r), leftOutOf(r)
 	return l
 }

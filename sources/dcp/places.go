@@ -176,27 +176,30 @@ func (p *manyNodes) asked() *cluster.Client {
 func (p *manyNodes) close() { p.asked().Close() }
 
 // fetch reads the bucket from the node that was asked last, or from another one
-// when that one is gone: after a failover it may be the very node that died.
+// when that one is gone: after a failover it may be the very node that died. The
+// source calls it once at a time. Requests are made without the lock, so that kv
+// does not wait for a node that is silent.
 func (p *manyNodes) fetch(ctx context.Context) (*cluster.Bucket, string, error) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	b, err := p.client.Bucket(ctx, p.cfg.Bucket)
+	client, others := p.client, p.others
+	p.mu.Unlock()
+	b, err := client.Bucket(ctx, p.cfg.Bucket)
 	if err != nil && !p.cfg.SingleNode && (pump.IsRetryable(err) || pump.ClassOf(err) == pump.ClassUnreachable) {
 		// With TLS as before or without: credentials never go out in plain because
 		// a node died.
-		scheme, _, _ := strings.Cut(p.client.URL(), "://")
-		for _, host := range p.others {
+		scheme, _, _ := strings.Cut(client.URL(), "://")
+		for _, host := range others {
 			if ctx.Err() != nil {
 				break
 			}
 			other, cerr := cluster.NewClient(scheme+"://"+host, p.restCfg)
-			if cerr != nil || other.URL() == p.client.URL() {
+			if cerr != nil || other.URL() == client.URL() {
 				continue
 			}
 			if b2, oerr := other.Bucket(ctx, p.cfg.Bucket); oerr == nil {
-				p.cfg.Log.Info("another node is asked for the vbucket map", "node", other.URL(), "instead of", p.client.URL(), "reason", err)
-				p.client.Close()
-				p.client, b, err = other, b2, nil
+				p.cfg.Log.Info("another node is asked for the vbucket map", "node", other.URL(), "instead of", client.URL(), "reason", err)
+				client.Close()
+				client, b, err = other, b2, nil
 				break
 			}
 			other.Close()
@@ -205,11 +208,14 @@ func (p *manyNodes) fetch(ctx context.Context) (*cluster.Bucket, string, error) 
 	if err != nil {
 		return nil, "", err
 	}
-	p.others = p.others[:0]
+	others = make([]string, 0, len(b.Nodes))
 	for _, n := range b.Nodes {
-		p.others = append(p.others, n.Host)
+		others = append(others, n.Host)
 	}
-	return b, p.client.URL(), nil
+	p.mu.Lock()
+	p.client, p.others = client, others
+	p.mu.Unlock()
+	return b, client.URL(), nil
 }
 
 func (p *manyNodes) locate(ctx context.Context) (*layout, error) {

@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"slices"
-	"sync"
+	"sync/atomic"
 
 	"github.com/cbpump/cbpump/cluster"
 	"github.com/cbpump/cbpump/mcbp"
@@ -23,8 +23,8 @@ type Source struct {
 	cfg    Config
 	places places
 
-	mu     sync.Mutex
-	layout *layout // as last seen
+	layout atomic.Pointer[layout] // as last seen
+	lookup cluster.Shared[*layout]
 }
 
 // Close releases what is held beside the streams' connections.
@@ -33,19 +33,21 @@ func (s *Source) Close() error {
 	return nil
 }
 
-// locate returns where the vbuckets are; fresh asks the servers again.
+// locate returns where the vbuckets are; fresh asks the servers again. Streams that
+// ask at the same time share one answer, so that a cluster that is silent does not
+// keep them waiting one after the other.
 func (s *Source) locate(ctx context.Context, fresh bool) (*layout, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.layout != nil && !fresh {
-		return s.layout, nil
+	if l := s.layout.Load(); l != nil && !fresh {
+		return l, nil
 	}
-	l, err := s.places.locate(ctx)
-	if err != nil {
-		return nil, err
-	}
-	s.layout = l
-	return l, nil
+	return s.lookup.Do(ctx, func(ctx context.Context) (*layout, error) {
+		l, err := s.places.locate(ctx)
+		if err != nil {
+			return nil, err
+		}
+		s.layout.Store(l)
+		return l, nil
+	})
 }
 
 // Streams finds the wanted vbuckets and splits them into streams. It fails when

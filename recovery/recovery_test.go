@@ -885,7 +885,7 @@ func TestSourceNodeDies(t *testing.T) {
 	}})
 	victim := p.src.Nodes()[3]
 	victim.Inject(simcluster.Fault{Op: mcbp.OpTapMutation, VBucket: -1, Action: simcluster.Die})
-	res, _, err := p.run(nil, nil)
+	res, _, err := p.run(func(o *recovery.Options) { o.Settings.RetryTime = 50 * time.Millisecond }, nil)
 	wants(t, err, pump.ClassFailed, "vbuckets-left")
 	if len(res.Recovered()) == 0 || len(res.Remaining()) == 0 {
 		t.Fatalf("recovered %v, remaining %v", res.Recovered(), res.Remaining())

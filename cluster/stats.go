@@ -56,10 +56,18 @@ type VBInfo struct {
 }
 
 // VBucketDetails returns every vbucket that the node has, in whatever state, with
-// its number of live items (stats vbucket-details).
+// its number of live items (stats vbucket-details). A bucket of memcached type has
+// no such statistics: that is an error of class usage, code bucket-type.
 func (c *Conn) VBucketDetails(ctx context.Context) (map[uint16]VBInfo, error) {
 	d := vbDetails{}
 	if err := c.Stats(ctx, "vbucket-details", d.add); err != nil {
+		var status *StatusError
+		if errors.As(err, &status) && status.Status == mcbp.StatusNotFound {
+			return nil, &pump.Error{
+				Class: pump.ClassUsage, Code: "bucket-type", Op: c.name() + ": list the vbuckets", Hint: noVBucketsHint(c.role),
+				Err: fmt.Errorf("there are none: the bucket is of memcached type, or this is no node of Couchbase (%w)", status),
+			}
+		}
 		return nil, c.Explain(ctx, "stats vbucket-details", err)
 	}
 	infos, err := d.done()

@@ -134,14 +134,17 @@ func (b *Bucket) RequireVBuckets(role string) error {
 	if b.Type != typeMemcached && b.Map.Len() > 0 {
 		return nil
 	}
-	hint := "A memcached server or bucket can be written to with memcached://host:port."
-	if role == "source" {
-		hint = "A memcached-type bucket cannot list its keys, so it cannot be a source; as a destination it can be used with memcached://host:port."
-	}
 	return &pump.Error{
-		Class: pump.ClassUsage, Code: "bucket-type", Hint: hint,
+		Class: pump.ClassUsage, Code: "bucket-type", Hint: noVBucketsHint(role),
 		Err: fmt.Errorf("%s: bucket %q is of type %q and has no vbuckets", role, b.Name, b.Type),
 	}
+}
+
+func noVBucketsHint(role string) string {
+	if role == "source" {
+		return "A memcached-type bucket cannot list its keys, so it cannot be a source; as a destination it can be used with memcached://host:port."
+	}
+	return "A memcached server or bucket can be written to with memcached://host:port."
 }
 
 // NodeByKV returns the node whose data port is addr (host:port).

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -30,11 +31,12 @@ var sides = [2]struct{ name, userFlag, passwordFlag, fileFlag, userEnv, password
 // nothing is said about: the user, and the password unless it has a user of its
 // own.
 func (c *common) login(p *Process, say *console, from, to *pump.Resolved, inherit bool) error {
-	src, err := c.loginOf(p, say, pump.RoleSource)
+	ask := &asker{p: p}
+	src, err := c.loginOf(ask, say, pump.RoleSource)
 	if err != nil {
 		return err
 	}
-	dst, err := c.loginOf(p, say, pump.RoleSink)
+	dst, err := c.loginOf(ask, say, pump.RoleSink)
 	if err != nil {
 		return err
 	}
@@ -44,12 +46,22 @@ func (c *common) login(p *Process, say *console, from, to *pump.Resolved, inheri
 			dst.password = src.password
 		}
 	}
-	for _, end := range []struct {
+	for role, end := range []struct {
 		t *pump.Target
 		l login
 	}{{&from.Target, src}, {&to.Target, dst}} {
-		if end.t.Username == "" && end.t.Password == "" {
-			end.t.Username, end.t.Password = end.l.user, end.l.password
+		side, file := sides[role], c.logins[role].file
+		switch t := end.t; {
+		case t.Username == "" && t.Password == "":
+			t.Username, t.Password = end.l.user, end.l.password
+		case t.Username != "" && t.Password == "" && file != "" && !end.l.userSet:
+			t.Password = end.l.password
+		}
+		if file != "" && end.t.Username == "" {
+			return &pump.Error{
+				Class: pump.ClassUsage, Code: "no-user", Err: fmt.Errorf("--%s: there is a password for the %s but no user", side.fileFlag, side.name),
+				Hint: fmt.Sprintf("Give --%s NAME too, or set %s.", side.userFlag, side.userEnv),
+			}
 		}
 	}
 	return nil
@@ -57,10 +69,10 @@ func (c *common) login(p *Process, say *console, from, to *pump.Resolved, inheri
 
 // loginOf asks, in this order: flag, file, environment, and a prompt when there
 // is a user name and a terminal.
-func (c *common) loginOf(p *Process, say *console, role pump.Role) (l login, err error) {
+func (c *common) loginOf(ask *asker, say *console, role pump.Role) (l login, err error) {
 	side, f := sides[role], c.logins[role]
 	if l.user, l.userSet = f.user, c.given(side.userFlag); !l.userSet {
-		l.user, l.userSet = p.env(side.userEnv)
+		l.user, l.userSet = ask.p.env(side.userEnv)
 	}
 	l.passwordSet = true
 	switch {
@@ -73,10 +85,10 @@ func (c *common) loginOf(p *Process, say *console, role pump.Role) (l login, err
 		l.password, err = readPassword("--"+side.fileFlag, f.file, say)
 		return l, err
 	}
-	if l.password, l.passwordSet = p.env(side.passwordEnv); l.passwordSet || l.user == "" {
+	if l.password, l.passwordSet = ask.p.env(side.passwordEnv); l.passwordSet || l.user == "" {
 		return l, nil
 	}
-	l.password, err = prompt(p, fmt.Sprintf("Password of %s at the %s: ", quoteText(l.user), side.name))
+	l.password, err = ask.ask(fmt.Sprintf("Password of %s at the %s: ", quoteText(l.user), side.name))
 	l.passwordSet = true
 	if errors.Is(err, errNoTerminal) {
 		return l, &pump.Error{
@@ -107,16 +119,43 @@ func readPassword(flag, path string, say *console) (string, error) {
 	if len(line) > limit {
 		return "", pump.Usagef("%s: the first line of %s is too long for a password", flag, path)
 	}
-	return strings.TrimSuffix(line, "\r"), nil
+	if line = strings.TrimSuffix(line, "\r"); line == "" {
+		return "", &pump.Error{
+			Class: pump.ClassUsage, Code: "password-file", Err: fmt.Errorf("%s: the first line of %s is empty", flag, path),
+			Hint: "The password stands in the first line. An empty password is given by the flag: ''.",
+		}
+	}
+	return line, nil
 }
 
 var errNoTerminal = errors.New("no terminal")
 
-// prompt asks for a password on the terminal without showing it. The terminal is
-// raw meanwhile, so that Ctrl-C arrives as a key and the terminal is put right
-// before the command ends.
-func prompt(p *Process, text string) (string, error) {
-	in, ok := p.Stdin.(*os.File)
+// asker asks for passwords on the terminal. Both questions share what was typed
+// ahead: two passwords may arrive at once.
+type asker struct {
+	p    *Process
+	keys keys
+	t    *term.Terminal
+}
+
+// keys reads the terminal and remembers whether Ctrl-C was among what it read:
+// to the library it is an end like Ctrl-D.
+type keys struct {
+	*os.File
+	interrupted bool
+}
+
+func (k *keys) Read(p []byte) (int, error) {
+	n, err := k.File.Read(p)
+	k.interrupted = k.interrupted || bytes.IndexByte(p[:n], 0x03) >= 0
+	return n, err
+}
+
+// ask asks for one password without showing it. The terminal is raw meanwhile,
+// so that Ctrl-C arrives as a key and the terminal is put right before the
+// command ends.
+func (a *asker) ask(text string) (string, error) {
+	in, ok := a.p.Stdin.(*os.File)
 	if !ok || !term.IsTerminal(int(in.Fd())) {
 		return "", errNoTerminal
 	}
@@ -125,15 +164,26 @@ func prompt(p *Process, text string) (string, error) {
 		return "", errNoTerminal
 	}
 	defer func() { _ = term.Restore(int(in.Fd()), state) }()
-	t := term.NewTerminal(struct {
-		io.Reader
-		io.Writer
-	}{in, p.Stderr}, "")
-	pass, err := t.ReadPassword(text)
-	if err != nil {
-		return "", &pump.Error{Class: pump.ClassInterrupted, Code: "interrupted", Err: errors.New("no password was entered")}
+	if a.t == nil {
+		a.keys.File = in
+		a.t = term.NewTerminal(struct {
+			io.Reader
+			io.Writer
+		}{&a.keys, a.p.Stderr}, "")
 	}
-	return pass, nil
+	pass, err := a.t.ReadPassword(text)
+	switch {
+	case err == nil:
+		return pass, nil
+	case a.keys.interrupted:
+		_, _ = io.WriteString(a.p.Stderr, "\r\n")
+		return "", &pump.Error{
+			Class: pump.ClassInterrupted, Code: "interrupted", Err: errors.New("stopped; no password was entered"),
+			Hint: "Nothing was done.",
+		}
+	}
+	_, _ = io.WriteString(a.p.Stderr, "\r\n")
+	return "", pump.Usagef("no password was given")
 }
 
 // secrets lists what must not stand in the process title: passwords from flags,

@@ -106,7 +106,7 @@ func TestPasswordPrompt(t *testing.T) {
 		{"Enter", "s3cret\r", 1, "bob and 6 characters arrived"},
 		{"line feed", "s3cret\n", 1, "bob and 6 characters arrived"},
 		{"Ctrl-C", "s3c\x03", 130, "no password was entered"},
-		{"Ctrl-D", "\x04", 130, "no password was entered"},
+		{"Ctrl-D", "\x04", 2, "cbtransfer: no password was given\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			master, slave := terminal(t)
@@ -143,3 +143,40 @@ func TestPasswordPrompt(t *testing.T) {
 		})
 	}
 }
+
+// Two passwords that arrive at once are one for each question.
+func TestTwoPasswordsTypedAtOnce(t *testing.T) {
+	master, slave := terminal(t)
+	r := &pump.Registry{}
+	err := pump.RegisterSource(r, pump.SourcePlugin[struct{}]{
+		Schemes: []string{"ask"},
+		New:     func(context.Context, pump.Target, struct{}) (pump.Source, error) { return empty{}, nil },
+	})
+	err = errors.Join(err, pump.RegisterSink(r, pump.SinkPlugin[struct{}]{
+		Schemes: []string{"tell"},
+		New: func(_ context.Context, t pump.Target, _ struct{}) (pump.Sink, error) {
+			return nil, fmt.Errorf("%s and %d characters arrived", t.Username, len(t.Password))
+		},
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	said := &waitFor{text: "Password of bob at the source: ", seen: make(chan struct{})}
+	go func() {
+		<-said.seen
+		_, _ = master.WriteString("s3cret\rs3cond!\r")
+	}()
+	p := &cli.Process{
+		Name: "cbtransfer", Args: []string{"ask:", "tell:", "-u", "bob", "-U", "eve"},
+		Stdin: slave, Stdout: io.Discard, Stderr: said, Signals: make(chan os.Signal),
+	}
+	if code := cli.Transfer(context.Background(), r, p); code != 1 || !strings.Contains(said.all.String(), "eve and 7 characters arrived") {
+		t.Errorf("exit code %d, said: %s", code, said.all.String())
+	}
+}
+
+// empty is a source without streams.
+type empty struct{}
+
+func (empty) Streams(context.Context) ([]pump.Stream, error) { return nil, nil }
+func (empty) Close() error                                   { return nil }

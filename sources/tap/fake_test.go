@@ -24,15 +24,16 @@ type fakeNode struct {
 
 	conversations sync.WaitGroup // one for each connection
 
-	mu       sync.Mutex
-	conns    map[net.Conn]bool
-	vbs      map[uint16]cluster.VBInfo
-	version  string
-	queue    int    // ep_queue_size
-	login    string // bucket and password joined by a colon; "" lets everyone in
-	connects []mcbp.TapConnect
-	asked    int         // how often vbucket-details was asked
-	onAsk    func(n int) // called with mu held before the n-th answer, from 1
+	mu        sync.Mutex
+	conns     map[net.Conn]bool
+	vbs       map[uint16]cluster.VBInfo
+	version   string
+	queue     int    // ep_queue_size
+	noDetails bool   // as a bucket of memcached type
+	login     string // bucket and password joined by a colon; "" lets everyone in
+	connects  []mcbp.TapConnect
+	asked     int         // how often vbucket-details was asked
+	onAsk     func(n int) // called with mu held before the n-th answer, from 1
 
 	// tap plays a dump. n counts the dumps from 0. It may write to c and read from
 	// r; when it returns, the node ends its direction and waits for the client to
@@ -155,6 +156,9 @@ func (f *fakeNode) stats(h mcbp.Header, group string) []byte {
 	defer f.mu.Unlock()
 	var out []byte
 	add := func(name, value string) { out = mcbp.AppendFrame(out, h, nil, []byte(name), []byte(value)) }
+	if f.noDetails && group == "vbucket-details" {
+		group = "unknown"
+	}
 	switch group {
 	case "":
 		add("ep_queue_size", fmt.Sprint(f.queue))

@@ -33,6 +33,7 @@ type layout struct {
 	active map[uint16]string // the node each is active on, of those that may be dumped
 	not    map[uint16]string // why others may not: "is replica on 10.0.0.1:11210"
 	fix    map[string]bool   // nodes that are known to understand FIX_FLAG_BYTEORDER
+	open   bool              // one node: the bucket is entered without a password
 }
 
 // pick returns the vbuckets to dump, sorted: those listed, or all.
@@ -98,25 +99,55 @@ type oneNode struct {
 	cfg  *Config
 }
 
-func (p *oneNode) kv(_ *layout, addr string) cluster.KVConfig {
-	user := p.cfg.Username
-	if user == "" {
-		user = p.cfg.Bucket
+// kv: the user of a data port is the bucket. A user that is another, such as the
+// REST port's from the environment, says nothing about the bucket's password, so it
+// is tried without one first: in a bucket that has none, any password is refused.
+func (p *oneNode) kv(l *layout, addr string) cluster.KVConfig {
+	kv := cluster.KVConfig{Addr: addr, Role: role, Bucket: p.cfg.Bucket, Password: p.cfg.Password, Log: p.cfg.Log}
+	if l.open {
+		kv.Password = ""
 	}
-	return cluster.KVConfig{Addr: addr, Role: role, Bucket: user, Password: p.cfg.Password, Log: p.cfg.Log}
+	return kv
+}
+
+// foreignUser reports that the user given is not the bucket.
+func (p *oneNode) foreignUser() bool { return p.cfg.Username != "" && p.cfg.Username != p.cfg.Bucket }
+
+// enter logs in and lists the vbuckets, with l.open as it turns out to be.
+func (p *oneNode) enter(ctx context.Context, l *layout) (*cluster.Conn, map[uint16]cluster.VBInfo, error) {
+	l.open = p.foreignUser()
+	for {
+		conn, err := cluster.DialKV(ctx, p.kv(l, p.addr))
+		var have map[uint16]cluster.VBInfo
+		if err == nil {
+			if have, err = conn.VBucketDetails(ctx); err == nil {
+				return conn, have, nil
+			}
+			_ = conn.Close()
+		}
+		switch {
+		case pump.ClassOf(err) != pump.ClassDenied:
+			return nil, nil, err
+		case l.open && p.cfg.Password != "":
+			l.open = false
+			continue
+		}
+		e := &pump.Error{Class: pump.ClassDenied, Code: pump.CodeOf(err), Err: err,
+			Hint: fmt.Sprintf("tap:// logs in as the bucket (%q; -b names another) with the bucket's own password: -p, CB_REST_PASSWORD, or tap://BUCKET:PASSWORD@host.", p.cfg.Bucket)}
+		if p.foreignUser() {
+			e.Hint += fmt.Sprintf(" The user %q (-u, CB_REST_USERNAME) is not used: users are known to the REST port, http://.", p.cfg.Username)
+		}
+		return nil, nil, e
+	}
 }
 
 func (p *oneNode) locate(ctx context.Context) (*layout, error) {
-	conn, err := cluster.DialKV(ctx, p.kv(nil, p.addr))
+	l := &layout{where: p.addr, active: map[uint16]string{}, not: map[uint16]string{}, fix: map[string]bool{}}
+	conn, have, err := p.enter(ctx, l)
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
-	have, err := conn.VBucketDetails(ctx)
-	if err != nil {
-		return nil, err
-	}
-	l := &layout{where: p.addr, active: map[uint16]string{}, not: map[uint16]string{}, fix: map[string]bool{}}
 	for vb, info := range have {
 		if info.State == mcbp.VBActive {
 			l.active[vb] = p.addr

@@ -47,7 +47,8 @@ func Plugin() pump.SourcePlugin[Options] {
 		Summary: "dumps a bucket over TAP from a cluster (http, couchbase) or from one node (tap://host:11210); servers up to 4.6",
 		Doc: "Every vbucket's end is proven by the server's end marker and its item count; what cannot be proven is dumped again, " +
 			"and named in the error if it still cannot. The vbucket list restricts the dump to those vbuckets. " +
-			"With tap:// the vbuckets that are active on that node are dumped; the user is the bucket, or the one given.",
+			"With tap:// the vbuckets that are active on that node are dumped. It logs in as the bucket (-b) with the bucket's own password (-p); " +
+			"another user, such as the REST port's from CB_REST_USERNAME, is not used: then the bucket is tried without a password first.",
 		New: func(ctx context.Context, t pump.Target, o Options) (pump.Source, error) {
 			return New(ctx, Config{URL: t.Name(), Env: t.Env, TLS: cluster.TLSOf(t.Security), Network: t.Security.Network, Options: o})
 		},

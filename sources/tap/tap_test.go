@@ -803,14 +803,39 @@ func TestLogin(t *testing.T) {
 	if err := source(t, cfg).Check(context.Background()); err != nil {
 		t.Errorf("with the bucket's password: %v", err)
 	}
-	cfg.Bucket, cfg.Username = "default", "beer"
+	// The REST port's user is not the bucket's login, whatever the environment says.
+	cfg.Username = "Administrator"
 	if err := source(t, cfg).Check(context.Background()); err != nil {
-		t.Errorf("with a user: %v", err)
+		t.Errorf("with the bucket's password beside another user: %v", err)
 	}
 	cfg.Password = "hunter2"
 	err := source(t, cfg).Check(context.Background())
 	if pump.ClassOf(err) != pump.ClassDenied || strings.Contains(err.Error(), "hunter2") {
 		t.Errorf("with a wrong password: %v", err)
+	}
+	for _, say := range []string{`"beer"`, `"Administrator"`, "CB_REST_USERNAME", "-u", "-b", "-p"} {
+		if !strings.Contains(pump.HintOf(err), say) {
+			t.Errorf("the hint does not name %s: %s", say, pump.HintOf(err))
+		}
+	}
+	f.login = "beer:" // a bucket without a password refuses any
+	if err := source(t, cfg).Check(context.Background()); err != nil {
+		t.Errorf("without a bucket password, beside a REST login: %v", err)
+	}
+	cfg.Username = "beer"
+	if err := source(t, cfg).Check(context.Background()); pump.ClassOf(err) != pump.ClassDenied {
+		t.Errorf("with a password that the bucket has not: %v", err)
+	}
+}
+
+// TestMemcachedBucket: a bucket of memcached type cannot be dumped, and is told so.
+func TestMemcachedBucket(t *testing.T) {
+	f := startFake(t, nil, nil)
+	f.noDetails = true
+	err := source(t, Config{URL: f.url()}).Check(context.Background())
+	want(t, err, "bucket-type", "memcached type")
+	if pump.ExitCode(err, 0) != 2 || !strings.Contains(pump.HintOf(err), "memcached://") {
+		t.Errorf("exit code %d, hint %s", pump.ExitCode(err, 0), pump.HintOf(err))
 	}
 }
 

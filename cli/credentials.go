@@ -57,7 +57,9 @@ func (c *common) login(p *Process, say *console, from, to *pump.Resolved, inheri
 		case t.Username != "" && t.Password == "" && file != "" && !end.l.userSet:
 			t.Password = end.l.password
 		}
-		if file != "" && end.t.Username == "" {
+		// With tap:// and dcp:// the user may be the bucket, and others' plugins have
+		// rules of their own.
+		if s := serverOf(end.t); file != "" && end.t.Username == "" && (s.cluster || end.t.Scheme == "memcached") {
 			return &pump.Error{
 				Class: pump.ClassUsage, Code: "no-user", Err: fmt.Errorf("--%s: there is a password for the %s but no user", side.fileFlag, side.name),
 				Hint: fmt.Sprintf("Give --%s NAME too, or set %s.", side.userFlag, side.userEnv),

@@ -1,6 +1,8 @@
 package cli_test
 
 import (
+	"bufio"
+	"bytes"
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
@@ -14,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -51,9 +54,13 @@ func TestScripts(t *testing.T) {
 			"bigdoc":     bigDoc,
 			"rebalance":  rebalance,
 			"leftover":   leftover,
+			"heal":       heal,
+			"stall":      stall,
+			"midrun":     midrun,
+			"nonehalf":   noneHalf,
 		},
 		Setup: func(e *testscript.Env) error {
-			e.Values[worldKey{}] = &world{clusters: map[string]*simcluster.Cluster{}}
+			e.Values[worldKey{}] = &world{clusters: map[string]*simcluster.Cluster{}, servers: map[string]*os.Process{}}
 			e.Setenv("SECRET", secret)
 			return nil
 		},
@@ -63,7 +70,9 @@ func TestScripts(t *testing.T) {
 // world is what a script has started.
 type world struct {
 	clusters map[string]*simcluster.Cluster
-	requests int // those of -unchanged's cluster when it was started
+	servers  map[string]*os.Process // memcached, by variable
+	heal     []func()               // take faults back
+	requests int                    // those of -unchanged's cluster when it was started
 }
 
 type worldKey struct{}
@@ -127,7 +136,7 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 	}
 }
 
-// cluster NAME [nodes= vbuckets= replicas= version= docs= bucket= type= failover= api=controller tls=yes]: starts a
+// cluster NAME [nodes= vbuckets= host= replicas= version= docs= bucket= type= failover= api=controller tls=yes]: starts a
 // cluster with the documents doc-0000 …; $NAME is its address, $NAME_KV that of
 // its first node, $NAME_LOST that of the failed-over one. The administrator is
 // Administrator with the planted secret.
@@ -144,7 +153,7 @@ func startCluster(ts *testscript.TestScript, _ bool, args []string) {
 	c, err := simcluster.Start(simcluster.Config{
 		TLS: secure, WithoutRecoveryAPI: o["api"] == "controller",
 		Nodes: number(ts, o["nodes"], 2), VBuckets: number(ts, o["vbuckets"], 64), Version: o["version"],
-		Username: "Administrator", Password: secret,
+		Username: "Administrator", Password: secret, Host: o["host"],
 		Buckets: []simcluster.BucketConfig{{Name: bucket, Type: o["type"], Replicas: number(ts, o["replicas"], 0)}},
 	})
 	ts.Check(err)
@@ -187,7 +196,97 @@ func newNode(ts *testscript.TestScript, _ bool, args []string) {
 // cut CLUSTER BYTES: from now on every dump of the cluster is cut after so many bytes.
 func cut(ts *testscript.TestScript, _ bool, args []string) {
 	for _, n := range worldOf(ts).cluster(ts, args[0]).Nodes() {
-		n.Inject(simcluster.Fault{Ops: []mcbp.Opcode{mcbp.OpTapMutation}, VBucket: -1, Action: simcluster.CutMidFrame, CutAt: number(ts, args[1], 0)})
+		inject(ts, n, simcluster.Fault{Ops: []mcbp.Opcode{mcbp.OpTapMutation}, VBucket: -1, Action: simcluster.CutMidFrame, CutAt: number(ts, args[1], 0)})
+	}
+}
+
+func inject(ts *testscript.TestScript, n *simcluster.Node, f simcluster.Fault) {
+	w := worldOf(ts)
+	w.heal = append(w.heal, n.Inject(f))
+}
+
+// stall CLUSTER N: from now on every node's dumps fall silent after N items.
+func stall(ts *testscript.TestScript, _ bool, args []string) {
+	for _, n := range worldOf(ts).cluster(ts, args[0]).Nodes() {
+		inject(ts, n, simcluster.Fault{Ops: []mcbp.Opcode{mcbp.OpTapMutation}, VBucket: -1, After: number(ts, args[1], 0), Action: simcluster.Stall})
+	}
+}
+
+// heal: takes all faults back.
+func heal(ts *testscript.TestScript, _ bool, _ []string) {
+	w := worldOf(ts)
+	for _, undo := range w.heal {
+		undo()
+	}
+	w.heal = nil
+}
+
+// midrun WHAT CODE PATTERN COMMAND ARGS…: runs a command whose stdout is JSON
+// lines; at the first line that holds PATTERN it is sent SIGINT, or the memcached
+// of the variable WHAT is killed. Checks the exit code; $WORK/out and $WORK/err
+// hold what it said.
+func midrun(ts *testscript.TestScript, _ bool, args []string) {
+	what, want, pattern := args[0], number(ts, args[1], 0), regexp.MustCompile(args[2])
+	path, err := exec.LookPath(filepath.Join(strings.Split(ts.Getenv("PATH"), string(filepath.ListSeparator))[0], args[3]))
+	ts.Check(err)
+	cmd := exec.Command(path, args[4:]...)
+	cmd.Env = append(os.Environ(), "PATH="+ts.Getenv("PATH"))
+	var out, said bytes.Buffer
+	cmd.Stderr = &said
+	pipe, err := cmd.StdoutPipe()
+	ts.Check(err)
+	ts.Check(cmd.Start())
+	struck := false
+	lines := bufio.NewScanner(pipe)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		fmt.Fprintln(&out, lines.Text())
+		if struck || !pattern.Match(lines.Bytes()) {
+			continue
+		}
+		struck = true
+		if what == "SIGINT" {
+			ts.Check(cmd.Process.Signal(os.Interrupt))
+		} else {
+			ts.Check(worldOf(ts).servers[what].Kill())
+		}
+	}
+	var exit *exec.ExitError
+	if err := cmd.Wait(); err != nil && !errors.As(err, &exit) {
+		ts.Check(err)
+	}
+	ts.Check(os.WriteFile(filepath.Join(ts.Getenv("WORK"), "out"), out.Bytes(), 0o600))
+	ts.Check(os.WriteFile(filepath.Join(ts.Getenv("WORK"), "err"), said.Bytes(), 0o600))
+	if got := cmd.ProcessState.ExitCode(); !struck || got != want {
+		ts.Fatalf("struck: %t, exit code %d, want %d\nstdout:\n%s\nstderr:\n%s", struck, got, want, &out, &said)
+	}
+	if strings.Contains(out.String()+said.String(), secret) {
+		ts.Fatalf("the output holds the secret")
+	}
+}
+
+// nonehalf SOURCE DESTINATION: every vbucket that is active at the destination
+// holds as many items as at the source.
+func noneHalf(ts *testscript.TestScript, _ bool, args []string) {
+	count := func(name string) map[uint16]int {
+		active := map[uint16]int{}
+		for _, n := range worldOf(ts).cluster(ts, name).Nodes() {
+			for vb := range uint16(64) {
+				if state, items := n.VBucket("default", vb); !n.Dead() && state == mcbp.VBActive {
+					active[vb] = items
+				}
+			}
+		}
+		return active
+	}
+	from, to := count(args[0]), count(args[1])
+	if len(from) != 64 || len(to) == 0 {
+		ts.Fatalf("%d vbuckets are active at the source, %d at the destination", len(from), len(to))
+	}
+	for vb, n := range to {
+		if from[vb] != n {
+			ts.Fatalf("vbucket %d is active with %d of %d items", vb, n, from[vb])
+		}
 	}
 }
 
@@ -220,7 +319,7 @@ func bigDoc(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(b.Store(simcluster.Doc{Key: []byte("too big"), Value: make([]byte, number(ts, args[1], 0)), CAS: 99, Rev: 1}))
 }
 
-// memcached VAR: starts a real memcached; it ends with the script.
+// memcached VAR [flags]: starts a real memcached; it ends with the script.
 func startMemcached(ts *testscript.TestScript, _ bool, args []string) {
 	for range 20 {
 		addr := freePort(ts)
@@ -229,13 +328,14 @@ func startMemcached(ts *testscript.TestScript, _ bool, args []string) {
 		if os.Getuid() == 0 {
 			line = append(line, "-u", "root")
 		}
-		cmd := exec.Command("/usr/bin/memcached", line...)
+		cmd := exec.Command("/usr/bin/memcached", append(line, args[1:]...)...)
 		ts.Check(cmd.Start())
 		exited := make(chan struct{})
 		go func() { _ = cmd.Wait(); close(exited) }()
 		ts.Defer(func() { _ = cmd.Process.Kill(); <-exited })
 		if listens(addr, exited) {
 			ts.Setenv(args[0], addr)
+			worldOf(ts).servers[args[0]] = cmd.Process
 			return
 		}
 	}

@@ -383,7 +383,7 @@ func (c *Client) failure(ctx context.Context, op string, err error, used *sniffC
 		e.Class, e.Code, e.Retry = pump.ClassUnreachable, "rest-timeout", true
 		e.Err = fmt.Errorf("no answer within %v", c.timeout)
 	case c.tls == nil && used != nil && used.startsOther("HTTP/"):
-		e.Code = "not-http"
+		e.Class, e.Code = pump.ClassUnreachable, "not-http"
 		e.Err = fmt.Errorf("this port does not speak HTTP; its answer begins with %q", used.shown(c.scrub))
 		e.Hint = "The REST port of a node is 8091; 11210 and 11211 are data ports."
 	case isCut(err):
@@ -392,9 +392,10 @@ func (c *Client) failure(ctx context.Context, op string, err error, used *sniffC
 		switch {
 		case begin != "":
 		case c.tls != nil:
-			e.Hint = "Is this the REST port with TLS (18091)?"
+			e.Class, e.Hint = pump.ClassUnreachable, "Is this the REST port with TLS (18091)?"
 		default:
-			e.Hint = "Is this the REST port (8091), and not a data port?"
+			e.Class = pump.ClassUnreachable
+			e.Hint = "Is this the REST port (8091), and not a data port? A port that speaks TLS may close without a word too: then give the address as https:// or couchbases:// (usually port 18091)."
 		}
 	default:
 		e.Err = errors.New(clip(c.scrub(err.Error()), 300))

@@ -334,13 +334,13 @@ func TestOtherProtocols(t *testing.T) {
 		addr string
 		want wantError
 	}{
-		{strings.TrimPrefix(tlsServer.URL, "https://"), wantError{code: "speaks-tls", says: []string{"speaks TLS", "8091"}}},
-		{raw("\x15\x03\x01\x00\x02\x02\x46"), wantError{code: "speaks-tls", says: []string{"speaks TLS"}}},
-		{raw("\x15\x03\x03\x00"), wantError{code: "speaks-tls"}},
-		{raw(""), wantError{code: "rest-cut", retry: true, says: []string{"closed the connection", "8091"}}},
-		{raw("ERROR\r\n" + planted), wantError{code: "not-http", says: []string{"does not speak HTTP", "ERROR", "8091"}}},
-		{raw("\x81\x00\x00\x00\x00\x00\x00\x81\n\n"), wantError{code: "not-http"}},
-		{raw("SSH-2.0-x\r\n\r\n"), wantError{code: "not-http", says: []string{"SSH-2.0"}}},
+		{strings.TrimPrefix(tlsServer.URL, "https://"), wantError{class: pump.ClassUnreachable, code: "speaks-tls", says: []string{"speaks TLS", "8091"}}},
+		{raw("\x15\x03\x01\x00\x02\x02\x46"), wantError{class: pump.ClassUnreachable, code: "speaks-tls", says: []string{"speaks TLS"}}},
+		{raw("\x15\x03\x03\x00"), wantError{class: pump.ClassUnreachable, code: "speaks-tls"}},
+		{raw(""), wantError{class: pump.ClassUnreachable, code: "rest-cut", retry: true, says: []string{"closed the connection", "8091", "TLS", "https://"}}},
+		{raw("ERROR\r\n" + planted), wantError{class: pump.ClassUnreachable, code: "not-http", says: []string{"does not speak HTTP", "ERROR", "8091"}}},
+		{raw("\x81\x00\x00\x00\x00\x00\x00\x81\n\n"), wantError{class: pump.ClassUnreachable, code: "not-http"}},
+		{raw("SSH-2.0-x\r\n\r\n"), wantError{class: pump.ClassUnreachable, code: "not-http", says: []string{"SSH-2.0"}}},
 		{raw("HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{"), wantError{code: "rest-cut", retry: true}},
 		{raw("HTTP/1.1 200 OK\r\nContent-Le"), wantError{code: "rest-failed", retry: true}},
 		{raw("HTTP/1.1 banana\r\n\r\n"), wantError{code: "rest-failed", retry: true}},
@@ -413,7 +413,7 @@ func TestTLSRecordIsRecognised(t *testing.T) {
 		_ = tls.Server(nc, &tls.Config{Certificates: cert.TLS.Certificates}).Handshake()
 	})
 	_, err := DialKV(t.Context(), KVConfig{Addr: addr, Role: "source", Bucket: "beer", Password: planted})
-	wantError{code: "speaks-tls", says: []string{"speaks TLS", "11210", addr, "source"}}.check(t, err)
+	wantError{class: pump.ClassUnreachable, code: "speaks-tls", says: []string{"speaks TLS", "11210", addr, "source"}}.check(t, err)
 }
 
 func TestPrintedWithoutSecrets(t *testing.T) {

@@ -150,7 +150,7 @@ func (c *Conn) connected(ctx context.Context, cfg *KVConfig) error {
 		c.tls = true
 		tc := tls.Client(c.sniff, forHost(cfg.TLS, cfg.Addr))
 		if err := tc.HandshakeContext(ctx); err != nil {
-			return c.Explain(ctx, "connect with TLS", err)
+			return c.first(c.Explain(ctx, "connect with TLS", err))
 		}
 		c.nc = tc
 		c.r = mcbp.NewReader(tc)
@@ -255,7 +255,7 @@ func (c *Conn) converse(ctx context.Context, request []byte, opaque uint32, each
 	stop := c.Guard(ctx)
 	defer stop()
 	if err := c.talk(request, h.Opcode, opaque, each); err != nil {
-		c.broken = c.Explain(ctx, op, err)
+		c.broken = c.first(c.Explain(ctx, op, err))
 		return c.broken
 	}
 	return nil
@@ -319,6 +319,7 @@ func (c *Conn) Explain(ctx context.Context, op string, err error) error {
 	case errors.Is(err, mcbp.ErrMagic):
 		e.Code = "not-memcached"
 		if begin != "" && begin[0] != mcbp.MagicResponse && begin[0] != mcbp.MagicRequest {
+			e.Class = pump.ClassUnreachable
 			e.Err = fmt.Errorf("this port does not speak the memcached binary protocol; its answer begins with %q", clip(begin, sniffLen))
 		}
 		e.Hint = "The data port of a node is 11210; 8091 is the REST port."
@@ -326,15 +327,23 @@ func (c *Conn) Explain(ctx context.Context, op string, err error) error {
 		e.Code, e.Retry = "kv-cut", true
 	case isCut(err):
 		e.Code, e.Err, e.Retry = "kv-cut", ErrClosed, true
-		if c.tls {
-			e.Hint = c.silenceHint(begin)
-		}
+		e.Hint = c.silenceHint(begin)
 	case errors.Is(err, net.ErrClosed):
 		e.Code, e.Err = "kv-closed", errors.New("the connection was closed on our side")
 	case errors.Is(err, mcbp.ErrLength), errors.Is(err, mcbp.ErrTooLarge), errors.Is(err, mcbp.ErrMalformed):
 		e.Code = "kv-protocol"
 	}
 	return e
+}
+
+// first makes the error of a connection that was closed before the node said
+// anything one of class unreachable: a port of another kind may do that. Streams
+// are not asked: a node may refuse one by closing its connection.
+func (c *Conn) first(err error) error {
+	if e, ok := err.(*pump.Error); ok && e.Code == "kv-cut" && c.sniff.begin() == "" {
+		e.Class = pump.ClassUnreachable
+	}
+	return err
 }
 
 // silenceHint says what a port that never said anything may be.
@@ -345,7 +354,7 @@ func (c *Conn) silenceHint(begin string) string {
 	case c.tls:
 		return "Is this the data port with TLS of a node (11207)?"
 	}
-	return "Is this the data port of a node (11210)?"
+	return "Is this the data port of a node (11210)? One that speaks TLS (11207) does not answer either: for TLS give the cluster's address as https:// or couchbases://."
 }
 
 // StatusError is a request that the node answered with a status other than 0.

@@ -292,11 +292,11 @@ func TestDialFailures(t *testing.T) {
 	}{
 		"closed port":  {closed, wantError{class: pump.ClassUnreachable, code: "unreachable", retry: true, says: []string{"nothing listens", closed, "source node"}}},
 		"no port":      {"127.0.0.1", wantError{class: pump.ClassUsage, code: "usage", says: []string{"missing port"}}},
-		"closes":       {talks(""), wantError{code: "kv-cut", retry: true, says: []string{"closed the connection"}}},
+		"closes":       {talks(""), wantError{class: pump.ClassUnreachable, code: "kv-cut", retry: true, says: []string{"closed the connection", "11210", "TLS"}}},
 		"cut":          {talks("\x81\x20\x00\x00\x00"), wantError{code: "kv-cut", retry: true, says: []string{"cut inside a packet"}}},
-		"http":         {web.Listener.Addr().String(), wantError{code: "not-memcached", says: []string{"HTTP/1.1 400", "11210", "8091"}}},
-		"tls alert":    {talks("\x15\x03\x01\x00\x02\x02\x46"), wantError{code: "speaks-tls", says: []string{"speaks TLS", "11207"}}},
-		"text":         {talks("ERROR\r\n"), wantError{code: "not-memcached", says: []string{`"ERROR"`}}},
+		"http":         {web.Listener.Addr().String(), wantError{class: pump.ClassUnreachable, code: "not-memcached", says: []string{"HTTP/1.1 400", "11210", "8091"}}},
+		"tls alert":    {talks("\x15\x03\x01\x00\x02\x02\x46"), wantError{class: pump.ClassUnreachable, code: "speaks-tls", says: []string{"speaks TLS", "11207"}}},
+		"text":         {talks("ERROR\r\n"), wantError{class: pump.ClassUnreachable, code: "not-memcached", says: []string{`"ERROR"`}}},
 		"lying length": {talks("\x81\x20\xff\xff\x00\x00\x00\x00\x00\x00\x00\x01" + strings.Repeat("\x00", 12)), wantError{code: "kv-protocol"}},
 		"4 GiB":        {talks("\x81\x20\x00\x00\x00\x00\x00\x00\xff\xff\xff\xff" + strings.Repeat("\x00", 12)), wantError{code: "kv-protocol", says: []string{"beyond any document"}}},
 	} {
@@ -361,8 +361,8 @@ func TestConversationBreaksOff(t *testing.T) {
 		handle func(nc net.Conn)
 		want   wantError
 	}{
-		"closed":   {func(nc net.Conn) { _, _ = nc.Read(make([]byte, 24)) }, wantError{code: "kv-cut", retry: true}},
-		"reset":    {func(nc net.Conn) { _, _ = nc.Read(make([]byte, 1)); _ = nc.(*net.TCPConn).SetLinger(0) }, wantError{code: "kv-cut", retry: true}},
+		"closed":   {func(nc net.Conn) { _, _ = nc.Read(make([]byte, 24)) }, wantError{class: pump.ClassUnreachable, code: "kv-cut", retry: true}},
+		"reset":    {func(nc net.Conn) { _, _ = nc.Read(make([]byte, 1)); _ = nc.(*net.TCPConn).SetLinger(0) }, wantError{class: pump.ClassUnreachable, code: "kv-cut", retry: true}},
 		"in frame": {func(nc net.Conn) { _, _ = nc.Read(make([]byte, 24)); _, _ = nc.Write([]byte{0x81, 0x0b}) }, wantError{code: "kv-cut", retry: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -646,7 +646,7 @@ func TestDebianMemcached(t *testing.T) {
 	}
 	defer cl.Close()
 	_, err = cl.Bucket(t.Context(), "beer")
-	wantError{code: "rest-cut", retry: true, says: []string{"8091"}}.check(t, err)
+	wantError{class: pump.ClassUnreachable, code: "rest-cut", retry: true, says: []string{"8091"}}.check(t, err)
 }
 
 func FuzzVBucketDetails(f *testing.F) {

@@ -343,7 +343,7 @@ func noBucket(t *testing.T, s *recordedSession) {
 }
 
 func closesAtGet(t *testing.T, s *recordedSession) {
-	wantError{code: "kv-cut", retry: true, says: []string{"closed the connection"}}.check(t, s.get(string(s.client[0].Key()), 0))
+	wantError{class: pump.ClassUnreachable, code: "kv-cut", retry: true, says: []string{"closed the connection"}}.check(t, s.get(string(s.client[0].Key()), 0))
 }
 
 func helloRefused(t *testing.T, s *recordedSession) {
@@ -759,7 +759,7 @@ func TestHelloFails(t *testing.T) {
 			return reply(f, mcbp.StatusInvalid, "", "", `{"error":{"context":"VAttr needs XATTR"}}`)
 		}, wantError{code: "kv-status", says: []string{"VAttr needs XATTR", "HELLO"}}},
 		"odd":    {func(f mcbp.Frame) []byte { return reply(f, 0, "", "", "\x00") }, wantError{code: "kv-protocol"}},
-		"closes": {func(f mcbp.Frame) []byte { return nil }, wantError{code: "kv-cut", retry: true}},
+		"closes": {func(f mcbp.Frame) []byte { return nil }, wantError{class: pump.ClassUnreachable, code: "kv-cut", retry: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := DialKV(t.Context(), KVConfig{Addr: fakeKV(t, q.answer), Role: "source", Username: "u", UserPassword: planted})

@@ -129,7 +129,7 @@ func TestNetworks(t *testing.T) {
 		"not told":  {view{tls: true, network: NetworkAuto}, "", wantError{code: "rest-not-found", says: []string{"how nodes are reached"}}},
 		"no ports":  {view{tls: true, network: NetworkAuto}, strings.ReplaceAll(docs["/pools/default/nodeServices"], "kvSSL", "x"), wantError{class: pump.ClassUsage, code: "no-data-port", says: []string{"kvSSL", `read bucket "beer"`}}},
 		"no nodes":  {view{tls: true, network: NetworkAuto}, `{}`, wantError{code: "unknown-node"}},
-		"not JSON":  {view{network: NetworkExternal}, `<html>`, wantError{code: "bad-document"}},
+		"not JSON":  {view{network: NetworkExternal}, `<html>`, wantError{class: pump.ClassUnreachable, code: "bad-document"}},
 		"no others": {view{network: NetworkExternal}, strings.ReplaceAll(docs["/pools/default/nodeServices"], "external", "x"), wantError{class: pump.ClassUsage, code: "no-external-address", says: []string{"10.0.0.1:11210", "--network default"}}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -101,7 +101,7 @@ func tlsFailure(err error, e *pump.Error, using bool, begin string, ports portHi
 		if !looksTLS(begin) {
 			return false
 		}
-		e.Code, e.Err = "speaks-tls", errors.New("this port speaks TLS, and the address given does not ask for it")
+		e.Class, e.Code, e.Err = pump.ClassUnreachable, "speaks-tls", errors.New("this port speaks TLS, and the address given does not ask for it")
 		e.Hint = fmt.Sprintf("Give the cluster's address as https:// or couchbases:// (the %s port with TLS is usually %s, without %s).", ports.name, ports.tls, ports.plain)
 		return true
 	}

@@ -224,7 +224,7 @@ func TestTLSToPlainPorts(t *testing.T) {
 			_, _ = nc.Read(make([]byte, 1))
 			_ = nc.(*net.TCPConn).CloseWrite()
 			_, _ = io.Copy(io.Discard, nc)
-		}), wantError{retry: true, says: []string{"with TLS"}}},
+		}), wantError{class: pump.ClassUnreachable, retry: true, says: []string{"with TLS"}}},
 		"closed": {closedPort(t), wantError{class: pump.ClassUnreachable, code: "unreachable", retry: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -276,7 +276,7 @@ func TestPlainToTLSPorts(t *testing.T) {
 	}
 	defer c.Close()
 	_, err = c.Buckets(t.Context())
-	wantError{code: "speaks-tls", says: []string{"speaks TLS", "https://", "18091"}}.check(t, err)
+	wantError{class: pump.ClassUnreachable, code: "speaks-tls", says: []string{"speaks TLS", "https://", "18091"}}.check(t, err)
 }
 
 func TestTLSOptions(t *testing.T) {

@@ -421,7 +421,7 @@ func (c *Client) noPool(ctx context.Context, asked string, was *Response) error 
 	}
 	if !decoded {
 		return &pump.Error{
-			Code: "no-couchbase", Op: op,
+			Class: pump.ClassUnreachable, Code: "no-couchbase", Op: op,
 			Err:  fmt.Errorf("this is not a Couchbase server: it answers %s", c.said(was)),
 			Hint: "The REST port of a node is 8091.",
 		}
@@ -434,17 +434,21 @@ func (c *Client) decode(asked, path string, r *Response, into any) error {
 	switch {
 	case err == nil:
 		return nil
-	case errors.Is(err, errNotJSON):
+	case errors.Is(err, errNotJSON): // something else listens there
 		begins := c.readable(r.Body, 80)
 		if begins == "" {
-			return c.badDocument(asked, path, fmt.Errorf("it is not JSON: %d bytes without any text", len(r.Body)))
+			err = fmt.Errorf("it is not JSON: %d bytes without any text", len(r.Body))
+		} else {
+			err = fmt.Errorf("it is not JSON; it begins with %q", begins)
 		}
-		return c.badDocument(asked, path, fmt.Errorf("it is not JSON; it begins with %q", begins))
+		e := c.badDocument(asked, path, err)
+		e.Class = pump.ClassUnreachable
+		return e
 	}
 	return c.badDocument(asked, path, err)
 }
 
-func (c *Client) badDocument(asked, path string, err error) error {
+func (c *Client) badDocument(asked, path string, err error) *pump.Error {
 	return &pump.Error{
 		Code: "bad-document", Op: fmt.Sprintf("%s %s: %s", c.role, c.URL(), asked),
 		Err:  fmt.Errorf("the answer of %s is not usable: %w", path, err),

@@ -330,7 +330,7 @@ func TestNotInitialised(t *testing.T) {
 	}
 	c := serveDocs(t, map[string]string{"/": "It works!"})
 	_, err := c.Bucket(t.Context(), "beer")
-	wantError{code: "no-couchbase", says: []string{"not a Couchbase server", "404", "8091"}}.check(t, err)
+	wantError{class: pump.ClassUnreachable, code: "no-couchbase", says: []string{"not a Couchbase server", "404", "8091"}}.check(t, err)
 	c = serveDocs(t, map[string]string{"/pools": `{"pools":[{"name":"default"}]}`})
 	_, err = c.Bucket(t.Context(), "beer")
 	wantError{code: "rest-not-found", says: []string{"404"}}.check(t, err)
@@ -386,11 +386,11 @@ func TestBadDocuments(t *testing.T) {
 				"/pools/default/buckets/beer": q.body, "/pools/default/buckets": "x" + q.body, "/pools/default": q.body[:len(q.body)/2],
 			})
 			_, err := c.Bucket(t.Context(), "beer")
-			wantError{code: "bad-document", says: []string{q.says, `source http://127.0.0.1:`, "/pools/default/buckets/beer"}}.check(t, err)
+			badDocument(err, q.says, `source http://127.0.0.1:`, "/pools/default/buckets/beer").check(t, err)
 			_, err = c.Buckets(t.Context())
-			wantError{code: "bad-document"}.check(t, err)
+			badDocument(err).check(t, err)
 			_, err = c.Nodes(t.Context())
-			wantError{code: "bad-document"}.check(t, err)
+			badDocument(err).check(t, err)
 		})
 	}
 }
@@ -403,8 +403,18 @@ func TestEveryCutOfADocument(t *testing.T) {
 	for i := range len(strings.TrimSpace(ok)) {
 		var d bucketDoc
 		err := c.decode("x", "/x", &Response{Body: []byte(ok[:i])}, &d)
-		wantError{code: "bad-document"}.check(t, err)
+		badDocument(err).check(t, err)
 	}
+}
+
+// badDocument is what err must be: something else than a node answers where it is
+// not JSON at all.
+func badDocument(err error, says ...string) wantError {
+	w := wantError{code: "bad-document", says: says}
+	if err != nil && strings.Contains(err.Error(), "it is not JSON") {
+		w.class = pump.ClassUnreachable
+	}
+	return w
 }
 
 func TestWaitsForTheMap(t *testing.T) {

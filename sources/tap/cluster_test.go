@@ -585,7 +585,7 @@ func TestOtherEndpoints(t *testing.T) {
 		"tap://one,two":                pump.ClassUsage,
 		"tap://::1":                    pump.ClassUsage,
 		"http://":                      pump.ClassUsage,
-		"tap://" + c.Nodes()[0].REST(): pump.ClassFailed, // HTTP
+		"tap://" + c.Nodes()[0].REST(): pump.ClassUnreachable, // HTTP
 	} {
 		s, err := New(context.Background(), Config{URL: url})
 		if err == nil {

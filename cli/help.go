@@ -67,7 +67,8 @@ What is copied
   -n, --dry-run                        check both ends, copy nothing
 ` + loginHelp + securityHelp + `
 Running
-  -t, --threads N                      parallel writers (default: the sink's choice)
+  -t, --threads N                      parallel writers, up to 256 (default: the sink's
+                                       choice)
   -x, --extra NAME=VALUE               an option of engine, source or sink; may be
                                        repeated, or a=1,b=2
       --list-plugins                   list sources, sinks and options
@@ -106,7 +107,8 @@ Running
                                        destination (controller)
       --transfer HOW                   how vbuckets are pushed: auto, tap, dcp or
                                        with-meta (default auto)
-  -t, --threads N                      parallel writers (default: the sink's choice)
+  -t, --threads N                      parallel writers, up to 256 (default: the sink's
+                                       choice)
   -x, --extra NAME=VALUE               an option of the engine, the source or the sink;
                                        may be repeated, or a=1,b=2
 ` + outputHelp + exitHelp + `

@@ -81,11 +81,17 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	return 0
 }
 
+// Passwords come from the environment only: arguments show in process lists.
+const passwordHelp = `Environment:
+  CBSIM_PASSWORD          password of the REST administrator (default "password")
+  CBSIM_BUCKET_PASSWORD   password of the bucket (default none)
+`
+
 func parse(args []string, errOut io.Writer) (o options, err error) {
 	f := pflag.NewFlagSet("cbsim", pflag.ContinueOnError)
 	f.SetOutput(errOut)
 	f.Usage = func() {
-		fmt.Fprintf(errOut, "usage: cbsim [options]\n\nRuns an embedded cluster on loopback until Ctrl-C.\n\n%s", f.FlagUsages())
+		fmt.Fprintf(errOut, "usage: cbsim [options]\n\nRuns an embedded cluster on loopback until Ctrl-C.\n\n%s\n%s", f.FlagUsages(), passwordHelp)
 	}
 	f.IntVarP(&o.cluster.Nodes, "nodes", "n", 2, "number of nodes")
 	f.IntVar(&o.cluster.VBuckets, "vbuckets", 64, "vbuckets of the bucket, 1 to 1024")
@@ -121,7 +127,6 @@ func parse(args []string, errOut io.Writer) (o options, err error) {
 	} else if o.caFile != "" {
 		return o, errors.New("--ca-file goes with --tls")
 	}
-	// Passwords come from the environment only: arguments show in process lists.
 	o.cluster.Password = os.Getenv("CBSIM_PASSWORD")
 	o.bucket.Password = os.Getenv("CBSIM_BUCKET_PASSWORD")
 	o.cluster.Buckets = []simcluster.BucketConfig{o.bucket}

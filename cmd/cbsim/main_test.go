@@ -98,6 +98,7 @@ func TestWrongUse(t *testing.T) {
 		{[]string{"--failover", "7"}, 1, "there are 2 nodes"},
 		{[]string{"-n", "1", "--failover", "0"}, 1, "last active node"},
 		{[]string{"--help"}, 0, "usage: cbsim"},
+		{[]string{"--help"}, 0, `CBSIM_PASSWORD          password of the REST administrator (default "password")`},
 	} {
 		var errOut bytes.Buffer
 		if c := run(context.Background(), tt.args, io.Discard, &errOut); c != tt.code || !strings.Contains(errOut.String(), tt.say) {

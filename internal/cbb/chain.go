@@ -28,6 +28,9 @@ type Backup struct {
 	Unfinished []string
 	// Notes are things that somebody should know of and that are no errors.
 	Notes []string
+	// Warnings are things that may mean that the backup is not whole, where its
+	// tool left nothing that would tell.
+	Warnings []string
 
 	walker *walker
 }
@@ -43,6 +46,8 @@ type Part struct {
 type Node struct {
 	Folder string
 	Files  []*DataFile
+
+	summed bool // it has SHA256SUMS, so it is known what belongs into it
 }
 
 // DataFile is one data-NNNN.cbb.
@@ -83,6 +88,26 @@ func (d *DataFile) Verify(ctx context.Context) error {
 	}
 	d.verified = true
 	return nil
+}
+
+// Check looks at the file from outside. A file of ours says in cbb_meta that it
+// is one; then its folder had SHA256SUMS, and without that nobody can tell
+// whether all of its data files are there.
+func (d *DataFile) Check() error {
+	if err := CheckFile(d.Path); err != nil || d.sum != nil {
+		return err
+	}
+	r, err := OpenReader(d.Path)
+	if err != nil {
+		return err
+	}
+	ours := r.ours
+	if err := r.Close(); err != nil || !ours {
+		return err
+	}
+	dir := filepath.Dir(d.Path)
+	return fail(codeMissing, filepath.Join(dir, SumsFile), fmt.Errorf("is missing; cbpump wrote %s, and always writes it too", filepath.Base(d.Path)),
+		"Put it back. If you know by other means that all data files are there, and right, make it anew: cd "+dir+" && sha256sum data-*.cbb > "+SumsFile)
 }
 
 // Files returns all data files in the order in which their rows count.
@@ -154,10 +179,43 @@ func Find(root string, o FindOptions) (*Backup, error) {
 	if err != nil {
 		return nil, err
 	}
+	b.missingNodes()
 	if len(b.Files()) == 0 {
 		return nil, &pump.Error{Code: codeMissing, Op: "read " + root, Err: fmt.Errorf("there is no data file for bucket %q", b.Bucket)}
 	}
 	return b, nil
+}
+
+// missingNodes warns of nodes that one part of the chain has and another has
+// not. That may be right, after a rebalance; or somebody lost a folder. A part
+// of ours has one node, named as the user liked, and is left out of it. The same
+// goes for a node's folder without data files.
+func (b *Backup) missingNodes() {
+	var all []string
+	for _, p := range b.Parts {
+		for _, n := range p.Nodes {
+			if !n.summed {
+				all = append(all, filepath.Base(n.Folder))
+			}
+		}
+	}
+	slices.Sort(all)
+	all = slices.Compact(all)
+	for _, p := range b.Parts {
+		if slices.ContainsFunc(p.Nodes, func(n Node) bool { return n.summed }) {
+			continue
+		}
+		for _, n := range p.Nodes {
+			if len(n.Files) == 0 {
+				b.Warnings = append(b.Warnings, n.Folder+" has no data file; unless the node had nothing to back up then, its items are missing")
+			}
+		}
+		for _, name := range all {
+			if !slices.ContainsFunc(p.Nodes, func(n Node) bool { return filepath.Base(n.Folder) == name }) {
+				b.Warnings = append(b.Warnings, fmt.Sprintf("part %s has no folder %s, as other parts of the backup have; unless the node was not in the cluster then, its items are missing", p.Name, name))
+			}
+		}
+	}
 }
 
 func (b *Backup) findRun(w *walker, runs []string, o FindOptions) error {
@@ -535,8 +593,9 @@ func (w *walker) sums(n *Node) error {
 	}
 	sums, err := ParseSums(text)
 	if err != nil {
-		return fail(codeCorrupt, path, err, "If the data files are known to be right, move "+SumsFile+" away; they are then read without it.")
+		return fail(codeCorrupt, path, err, "If you know by other means that all data files are there, and right, make it anew: cd "+n.Folder+" && sha256sum data-*.cbb > "+SumsFile)
 	}
+	n.summed = true
 	for _, f := range n.Files {
 		name := filepath.Base(f.Path)
 		sum, ok := sums[name]

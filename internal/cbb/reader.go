@@ -20,6 +20,7 @@ import (
 type Reader struct {
 	path    string
 	version int
+	ours    bool   // cbb_meta says that cbpump wrote it
 	slots   uint32 // bit s: the file says that it has rows of slot s; 0: it says nothing
 	info    fs.FileInfo
 	conn    *sqlite.Conn
@@ -103,7 +104,7 @@ func (r *Reader) prepare() error {
 		}
 	}
 	var list string
-	if err := run(r.conn, "SELECT val FROM cbb_meta WHERE key = '"+slotsKey+"'", func(s *sqlite.Stmt) { list = s.ColumnText(0) }); err != nil {
+	if err := run(r.conn, "SELECT val FROM cbb_meta WHERE key = '"+slotsKey+"'", func(s *sqlite.Stmt) { r.ours, list = true, s.ColumnText(0) }); err != nil {
 		return r.failed(err)
 	}
 	if list != "" {

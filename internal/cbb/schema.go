@@ -70,8 +70,8 @@ const (
 // resolution, which conf_res repeats.
 const metaSize = 5
 
-// slotsKey is the row of cbb_meta in which a file of ours lists its slots. Other
-// tools ignore rows that they do not know.
+// slotsKey is the row of cbb_meta in which a file of ours lists its slots; a file
+// without rows has an empty list. Other tools ignore rows that they do not know.
 const slotsKey = "cbpump.slots"
 
 // Slots is the number of slots; see Slot.

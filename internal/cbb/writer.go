@@ -213,11 +213,10 @@ func (w *Writer) Finish() error {
 			slots = append(slots, s)
 		}
 	}
-	if len(slots) > 0 {
-		if err := w.note(Entry{slotsKey, pump.FormatVBuckets(slots)}); err != nil {
-			w.Abandon()
-			return err
-		}
+	// A file without rows has the entry too: it says that the file is ours.
+	if err := w.note(Entry{slotsKey, pump.FormatVBuckets(slots)}); err != nil {
+		w.Abandon()
+		return err
 	}
 	if err := run(w.conn, "COMMIT", nil); err != nil {
 		err = w.failed(err)

@@ -132,8 +132,7 @@ func TestDamageIsSeen(t *testing.T) {
 		if err := os.Remove(path); err != nil {
 			t.Fatal(err)
 		}
-		// A folder without its sums is read as one of the other tools.
-		if err := attempt(); (err == nil) != (filepath.Base(path) == cbb.SumsFile) {
+		if err := attempt(); err == nil || !strings.Contains(err.Error(), path) {
 			t.Errorf("%s is missing: %v", name, err)
 		}
 		if err := os.WriteFile(path, whole, 0o666); err != nil {
@@ -142,6 +141,53 @@ func TestDamageIsSeen(t *testing.T) {
 	}
 	if err := attempt(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// The sums are what says how many data files there were: without them half a
+// backup would be read as a whole one.
+func TestSumsAreLostWithADataFile(t *testing.T) {
+	for name, items := range map[string][]pump.Item{"items": manyItems(1000, "v"), "no items": nil} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "backup")
+			mustWrite(t, open(t, dir, nil), items)
+			sums, err := filepath.Glob(filepath.Join(dir, "*/*/*/*/"+cbb.SumsFile))
+			if err != nil || len(sums) != 1 {
+				t.Fatal(sums, err)
+			}
+			if err := os.Remove(sums[0]); err != nil {
+				t.Fatal(err)
+			}
+			if len(items) > 0 {
+				if err := os.Remove(filepath.Join(filepath.Dir(sums[0]), cbb.DataName(1))); err != nil {
+					t.Fatal(err)
+				}
+			}
+			src, err := source.New(dir, pump.Env{Bucket: "default"}, source.Options{Streams: 2})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := src.Check(t.Context()); pump.CodeOf(err) != "backup-missing" || !strings.Contains(err.Error(), sums[0]) {
+				t.Errorf("%v", err)
+			}
+			// As the hint says, sums that somebody made anew do.
+			data, err := filepath.Glob(filepath.Join(filepath.Dir(sums[0]), "data-*.cbb"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			anew := cbb.Sums{}
+			for _, path := range data {
+				if anew[filepath.Base(path)], err = cbb.HashFile(t.Context(), path); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := os.WriteFile(sums[0], anew.Format(), 0o666); err != nil {
+				t.Fatal(err)
+			}
+			if err := src.Check(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 

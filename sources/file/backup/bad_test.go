@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/hashicorp/go-hclog"
 	"zombiezen.com/go/sqlite"
 	"zombiezen.com/go/sqlite/sqlitex"
 
@@ -317,6 +318,17 @@ func TestFilesInSomebodysHands(t *testing.T) {
 			}
 		})
 	}
+	// SQLite takes an empty journal for none: nothing was changed, or all of it is
+	// in the file.
+	t.Run("an empty journal", func(t *testing.T) {
+		dir, file := oldFolder(t, data)
+		for _, suffix := range []string{"-journal", "-wal"} {
+			replace(t, file+suffix, nil)
+		}
+		if items, err := readAll(t.Context(), dir, nil); err != nil || len(items) != 84 {
+			t.Errorf("%d items, %v", len(items), err)
+		}
+	})
 	t.Run("written while it is read", func(t *testing.T) {
 		dir, file := oldFolder(t, data)
 		st := streamsOf(t, open(t, dir, func(o *Options) { o.Streams = 1 }))[0]
@@ -519,6 +531,62 @@ func TestFoldersThatAreNotWhole(t *testing.T) {
 		wantError(t, filepath.Join(t.TempDir(), "nothing"), "backup-unreadable", "nothing")
 		wantError(t, cbb40, "backup-none", cbb40)
 	})
+}
+
+// A node that only some parts have may have left the cluster, or its folder was
+// lost: no tool says which, so there is a warning.
+func TestNodesThatSomePartsLackAreNamed(t *testing.T) {
+	const node = "bucket-beer-sample/node-localhost%3A21380"
+	check := func(dir string) string {
+		t.Helper()
+		var out strings.Builder
+		s, err := New(dir, pump.Env{Bucket: "default", Log: hclog.New(&hclog.LoggerOptions{Output: &out, Level: hclog.Warn})}, Options{Streams: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // said once
+			if err := s.Check(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return out.String()
+	}
+	dir, full, diff := copyGolden(t)
+	if said := check(dir); said != "" {
+		t.Errorf("the whole backup: %s", said)
+	}
+	for _, part := range []string{full, diff} {
+		dir, full, diff := copyGolden(t)
+		at := filepath.Join(filepath.Dir(full), filepath.Base(part))
+		remove(t, filepath.Join(at, node))
+		if said := check(dir); strings.Count(said, "[WARN]") != 1 || !strings.Contains(said, "part "+filepath.Base(at)+" has no folder node-localhost%3A21380") {
+			t.Errorf("without the node in %s: %s", filepath.Base(part), said)
+		}
+		if part == full {
+			remove(t, filepath.Join(diff, node)) // the node was never there
+			if said := check(dir); said != "" {
+				t.Errorf("a node that no part has: %s", said)
+			}
+		}
+	}
+	// A part of ours has another node, and that is right.
+	ours := filepath.Join(filepath.Dir(diff), "2026-11-23T000000Z-diff", "bucket-beer-sample", "node-cbpump")
+	if err := os.CopyFS(ours, os.DirFS(filepath.Join(diff, node))); err != nil {
+		t.Fatal(err)
+	}
+	sum, err := cbb.HashFile(t.Context(), filepath.Join(ours, "data-0000.cbb"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	replace(t, filepath.Join(ours, "SHA256SUMS"), cbb.Sums{"data-0000.cbb": sum}.Format())
+	if said := check(dir); said != "" {
+		t.Errorf("with a part of ours: %s", said)
+	}
+	remove(t, filepath.Join(diff, node, "data-0000.cbb"))
+	replace(t, filepath.Join(diff, node, "seqno.json"), []byte("{}"))
+	if said := check(dir); strings.Count(said, "[WARN]") != 1 || !strings.Contains(said, filepath.Join(diff, node)+" has no data file") {
+		t.Errorf("without a data file: %s", said)
+	}
 }
 
 func TestUnreadableFile(t *testing.T) {

@@ -58,13 +58,16 @@ func (s *Source) find(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
-		if err := cbb.CheckFile(f.Path); err != nil {
+		if err := f.Check(); err != nil {
 			return err
 		}
 	}
 	if s.env.Log != nil {
 		for _, note := range chain.Notes {
 			s.env.Log.Info(note, "backup", s.dir)
+		}
+		for _, warning := range chain.Warnings {
+			s.env.Log.Warn(warning, "backup", s.dir)
 		}
 		for _, left := range chain.Unfinished {
 			s.env.Log.Warn("a run that did not come to its end left this; it is not read", "folder", left)

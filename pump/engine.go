@@ -355,7 +355,10 @@ func Check(ctx context.Context, source Source, sink Sink) error {
 		}
 	}
 	wg.Wait()
-	return errors.Join(errs[:]...)
+	if err := errors.Join(errs[:]...); err != nil {
+		return err
+	}
+	return CheckLayout(ctx, source, sink)
 }
 
 // route returns the lane of an item: by the sink's own router, else by vbucket,

@@ -454,6 +454,18 @@ func (s *CBSink) Route(it *pump.Item) int {
 	return s.laneOf[int(it.VBucket)%n]
 }
 
+// VBucketCount returns how many vbuckets the bucket has, 0 with option rehash.
+func (s *CBSink) VBucketCount(ctx context.Context) (int, error) {
+	if s.cfg.Options.Rehash {
+		return 0, nil
+	}
+	v, err := s.current(ctx)
+	if err != nil {
+		return 0, err
+	}
+	return len(v.owner), nil
+}
+
 // Check logs in to every node of the map and asks it for its vbuckets: those
 // that are to be written must be in a state that can be.
 func (s *CBSink) Check(ctx context.Context) error {

@@ -198,6 +198,18 @@ func (s *Source) Check(ctx context.Context) error {
 	return nil
 }
 
+// VBucketCount asks the source that was chosen.
+func (s *Source) VBucketCount(ctx context.Context) (int, error) {
+	src, err := s.choose(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if c, ok := pump.As[pump.VBucketCounter](src); ok {
+		return c.VBucketCount(ctx)
+	}
+	return 0, nil
+}
+
 // Estimate asks the source that was chosen.
 func (s *Source) Estimate(ctx context.Context) (pump.Estimate, error) {
 	src, err := s.choose(ctx)

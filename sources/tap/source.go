@@ -50,6 +50,15 @@ func (s *DumpSource) locate(ctx context.Context, fresh bool) (*layout, error) {
 	})
 }
 
+// VBucketCount returns how many vbuckets the bucket has, 0 where one node was asked.
+func (s *DumpSource) VBucketCount(ctx context.Context) (int, error) {
+	l, err := s.locate(ctx, false)
+	if err != nil {
+		return 0, err
+	}
+	return l.count, nil
+}
+
 // Streams finds the wanted vbuckets and splits them into streams. It fails when
 // a listed vbucket does not exist or cannot be dumped, when without a list some
 // vbucket has no active copy, and when the bucket is none that TAP can dump.

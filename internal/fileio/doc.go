@@ -7,6 +7,7 @@ package fileio
 
 import (
 	"errors"
+	"io"
 	"os"
 	"strings"
 	"syscall"
@@ -28,7 +29,7 @@ func Path(t pump.Target) string {
 
 // cause is a system error under a file error. It hides that access was denied,
 // which would make the exit code that of an endpoint (4): a file that cannot be
-// written is a failure (1).
+// read or written is a failure (1).
 type cause struct{ err error }
 
 func (c cause) Error() string { return c.err.Error() }
@@ -73,21 +74,37 @@ func WriteError(op, partial string, err error) error {
 	default:
 		e.Hint = "Run the same command again once the file system takes files."
 	}
-	if partial != "" {
+	if isThere(partial) {
 		e.Hint += " What was written so far is incomplete and is in " + partial + "; it can be removed."
 	}
 	return e
 }
 
-// ReadError returns the error of a failed read or opening.
+// isThere says whether a partial file or folder can still be found.
+func isThere(partial string) bool {
+	if partial == "" {
+		return false
+	}
+	_, err := os.Lstat(partial)
+	return err == nil
+}
+
+// ReadError returns the error of a failed read or opening: class failed, but
+// wrong use if nothing is there to be read.
 func ReadError(op string, err error) error {
 	var known *pump.Error
 	if errors.As(err, &known) {
 		return err
 	}
-	e := &pump.Error{Code: "file-read", Op: op, Err: bare(err)}
-	if errors.Is(err, os.ErrNotExist) {
+	e := &pump.Error{Code: "file-read", Op: op, Err: cause{bare(err)}}
+	switch {
+	case errors.Is(err, os.ErrNotExist):
 		e.Class, e.Code = pump.ClassUsage, "no-file"
+	case errors.Is(err, os.ErrPermission):
+		e.Hint = "Check the permissions of the file and of the folders above it, or run as a user who may read it."
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		// Its text is that of a connection, where it comes from otherwise.
+		e.Err, e.Hint = errors.New("it is cut off"), "Get the whole file."
 	}
 	return e
 }

@@ -217,8 +217,16 @@ func TestFolderThatVanishes(t *testing.T) {
 // access (exit code 4).
 func TestWriteErrorsAreFailures(t *testing.T) {
 	for _, cause := range []error{syscall.EACCES, syscall.EPERM, syscall.EROFS, syscall.ENOENT, syscall.EIO} {
-		err := WriteError("write x", "x.partial", &fs.PathError{Op: "open", Path: "x.partial", Err: cause})
-		if pump.ExitCode(err, 0) != 1 || !strings.Contains(pump.HintOf(err), "x.partial") || err.Error() != "write x: "+cause.Error() {
+		partial := filepath.Join(t.TempDir(), "x.partial")
+		err := WriteError("write x", partial, &fs.PathError{Op: "open", Path: partial, Err: cause})
+		if strings.Contains(pump.HintOf(err), partial) {
+			t.Errorf("a partial file that is gone is named: %s", pump.HintOf(err))
+		}
+		if werr := os.WriteFile(partial, nil, 0o666); werr != nil {
+			t.Fatal(werr)
+		}
+		err = WriteError("write x", partial, &fs.PathError{Op: "open", Path: partial, Err: cause})
+		if pump.ExitCode(err, 0) != 1 || !strings.Contains(pump.HintOf(err), partial) || err.Error() != "write x: "+cause.Error() {
 			t.Errorf("%v: exit %d, %v (%s)", cause, pump.ExitCode(err, 0), err, pump.HintOf(err))
 		}
 	}
@@ -233,9 +241,186 @@ func TestWriteErrorsAreFailures(t *testing.T) {
 
 func TestUnreadable(t *testing.T) {
 	err := ReadError("read x", &fs.PathError{Op: "open", Path: "x", Err: syscall.EACCES})
-	if pump.ClassOf(err) != pump.ClassDenied || err.Error() != "read x: permission denied" {
+	if pump.ClassOf(err) != pump.ClassFailed || !strings.Contains(pump.HintOf(err), "permissions of the file") || err.Error() != "read x: permission denied" {
+		t.Errorf("class %d, %v (%s)", pump.ClassOf(err), err, pump.HintOf(err))
+	}
+	// What network code says of a cut connection is not to be said of a file.
+	for _, err := range []error{ReadError("read x", io.ErrUnexpectedEOF), unpackError("read x", io.ErrUnexpectedEOF), unpackError("read x", io.EOF)} {
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || !strings.Contains(err.Error(), "cut off") || pump.ClassOf(err) != pump.ClassFailed {
+			t.Errorf("%v", err)
+		}
+	}
+}
+
+func TestClosedStandardOutput(t *testing.T) {
+	for flag, want := range map[int]bool{os.O_RDWR: true, os.O_WRONLY: false} {
+		f, err := os.OpenFile(os.DevNull, flag, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if wasClosed(f) != want {
+			t.Errorf("/dev/null opened with %d: %t", flag, !want)
+		}
+		if err := f.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	f, err := os.OpenFile(filepath.Join(t.TempDir(), "x"), os.O_RDWR|os.O_CREATE, 0o666)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if wasClosed(f) {
+		t.Error("a file that is open for reading too")
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLinkToNowhere(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "link")
+	if err := os.Symlink(filepath.Join(dir, "nowhere"), path); err != nil {
+		t.Fatal(err)
+	}
+	for name, err := range map[string]error{"file": CheckOutput(path, false), "replaced": CheckOutput(path, true), "folder": CheckTree(path)} {
+		if pump.CodeOf(err) != "dangling-link" || pump.ExitCode(err, 0) != 2 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := os.Mkdir(filepath.Join(dir, "nowhere"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := CheckTree(path); pump.CodeOf(err) != "file-exists" {
+		t.Errorf("a link to an empty folder: %v", err)
+	}
+}
+
+// TestLeftoverTree: the partial folder of a run that was killed is begun anew,
+// and one that may be somebody's own is not touched.
+func TestLeftoverTree(t *testing.T) {
+	for name, c := range map[string]struct {
+		files map[string]string
+		ours  bool
+	}{
+		"ours":             {map[string]string{NamesMarker: NamesText, "docs/a.json": "1", "docs/x%+/b.json": "2", "design_docs/v.json": "{}"}, true},
+		"nothing yet":      {nil, true},
+		"case test":        {map[string]string{capital: ""}, true},
+		"marker cut":       {map[string]string{NamesMarker: "perc", "docs/a.json": "1"}, true},
+		"marker empty":     {map[string]string{NamesMarker: ""}, true},
+		"no marker":        {map[string]string{"docs/a.json": "1"}, false},
+		"other marker":     {map[string]string{NamesMarker: "percent 2\n"}, false},
+		"something else":   {map[string]string{NamesMarker: NamesText, "thesis.txt": "1"}, false},
+		"docs is a file":   {map[string]string{NamesMarker: NamesText, "docs": "1"}, false},
+		"marker is folder": {map[string]string{NamesMarker + "/x": "1"}, false},
+	} {
+		path := filepath.Join(t.TempDir(), "kd")
+		if err := os.Mkdir(path+PartialEnding, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		for file, text := range c.files {
+			full := filepath.Join(path+PartialEnding, file)
+			if err := errors.Join(os.MkdirAll(filepath.Dir(full), 0o777), os.WriteFile(full, []byte(text), 0o666)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		tree, err := CreateTree(path)
+		if !c.ours {
+			if pump.CodeOf(err) != "file-busy" {
+				t.Errorf("%s: %v", name, err)
+			}
+			for file := range c.files {
+				if !there(t, filepath.Join(path+PartialEnding, file)) {
+					t.Errorf("%s: %s was removed", name, file)
+				}
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if left, err := os.ReadDir(path + PartialEnding); err != nil || len(left) > 0 {
+			t.Errorf("%s: %v is left, %v", name, left, err)
+		}
+		if err := errors.Join(tree.Commit(), tree.Close(true)); err != nil {
+			t.Error(err)
+		}
+	}
+	// A link in the place of the partial folder leads to what is not ours.
+	dir := t.TempDir()
+	if err := errors.Join(os.Mkdir(filepath.Join(dir, "own"), 0o777), os.Symlink(filepath.Join(dir, "own"), filepath.Join(dir, "kd"+PartialEnding))); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := CreateTree(filepath.Join(dir, "kd")); pump.CodeOf(err) != "file-busy" {
+		t.Errorf("a link: %v", err)
+	}
+}
+
+// FuzzUnescapeName: what is read as a name of ours is a key, and the key's own
+// name is read as the same key.
+func FuzzUnescapeName(f *testing.F) {
+	for _, name := range []string{"a.json", "%2f%25.json", "%+/x.json", "a%+/b%c3%bc.json", "%.json", "%4", "/", ""} {
+		f.Add(name)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		key, err := UnescapeName(strings.Split(name, "/"))
+		if err != nil {
+			return
+		}
+		for _, fold := range []bool{false, true} {
+			if again, err := UnescapeName(SpreadName(EscapeName(key, fold))); err != nil || !bytes.Equal(again, key) {
+				t.Fatalf("%q is %q, and then %q, %v", name, key, again, err)
+			}
+		}
+	})
+}
+
+// lines parses lines.
+type lines struct{}
+
+func (lines) Head([]byte, bool) (int, error) { return 0, nil }
+
+func (lines) Next(p []byte, _ bool, _ *pump.Batch) (int, error) {
+	if i := bytes.IndexByte(p, '\n'); i >= 0 {
+		return i + 1, nil
+	}
+	return 0, ErrMore
+}
+
+// TestLineOfTwoGiB: it ends in an error when the limit is reached, and is never
+// written anywhere.
+func TestLineOfTwoGiB(t *testing.T) {
+	rest := &io.LimitedReader{R: xs{}, N: 2 << 30}
+	s := &Source{Format: "jsonl", Path: "x.jsonl", New: func() Parser { return lines{} },
+		OpenInput: func(path string) (*Input, error) { return &Input{name: path, r: rest}, nil }}
+	streams, err := s.Streams(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := streams[0].Open(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	err = streams[0].Read(t.Context(), pump.NewBatch(1000))
+	if pump.CodeOf(err) != "record-too-long" || pump.ExitCode(err, 0) != 1 || !strings.Contains(err.Error(), "x.jsonl:1:1") {
 		t.Errorf("%v", err)
 	}
+	if read := 2<<30 - rest.N; read > MaxRecord {
+		t.Errorf("%d bytes were read before", read)
+	}
+	if err := streams[0].Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// xs is text without an end.
+type xs struct{}
+
+func (xs) Read(p []byte) (int, error) {
+	for i := range p {
+		p[i] = 'x'
+	}
+	return len(p), nil
 }
 
 func TestTree(t *testing.T) {

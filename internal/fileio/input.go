@@ -126,14 +126,11 @@ func (in *Input) open() (err error) {
 }
 
 func unpackError(op string, err error) error {
-	if errors.Is(err, io.EOF) {
-		err = io.ErrUnexpectedEOF
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return &pump.Error{Code: "file-compression", Op: op, Err: errors.New("the file is cut off: its compressed data has no end"),
+			Hint: "Get the whole file."}
 	}
-	text := "it cannot be decompressed; it is damaged, or not what its name says"
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		text = "it is cut off: its compressed data has no end"
-	}
-	return &pump.Error{Code: "file-compression", Op: op, Err: fmt.Errorf("%s (%w)", text, err)}
+	return &pump.Error{Code: "file-compression", Op: op, Err: fmt.Errorf("it cannot be decompressed; it is damaged, or not what its name says (%w)", err)}
 }
 
 // Read fills p. It returns io.EOF only at the proven end of compressed data.

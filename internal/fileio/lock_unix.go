@@ -22,6 +22,25 @@ func lock(f *os.File) (bool, error) {
 // writable says whether the folder takes new files, without making one.
 func writable(folder string) error { return unix.Access(folder, unix.W_OK|unix.X_OK) }
 
+// canLock says that lock keeps others away.
+const canLock = true
+
+// wasClosed says whether the program was started with f closed. Go's runtime
+// then opens /dev/null in its place, for reading and writing (checkfds in the
+// runtime's fds_unix.go); a shell's > /dev/null opens it for writing only.
+func wasClosed(f *os.File) bool {
+	info, err := f.Stat()
+	if err != nil {
+		return errors.Is(err, unix.EBADF)
+	}
+	null, err := os.Stat(os.DevNull)
+	if err != nil || !os.SameFile(info, null) {
+		return false
+	}
+	flags, err := unix.FcntlInt(f.Fd(), unix.F_GETFL, 0)
+	return err == nil && flags&unix.O_ACCMODE == unix.O_RDWR
+}
+
 // waker ends a wait for a file that may never become ready.
 type waker struct{ r, w *os.File }
 

@@ -42,10 +42,17 @@ type Output struct {
 // CheckOutput finds out, without changing anything, whether Create is likely to
 // succeed.
 func CheckOutput(path string, replace bool) error {
+	op := "write " + path
 	if path == Stdio {
+		if wasClosed(os.Stdout) {
+			return &pump.Error{Class: pump.ClassUsage, Code: "stdout-closed", Op: "write to standard output", Err: errors.New("it is closed: everything would be lost"),
+				Hint: "Redirect it to a file or a pipe; to /dev/null for writing only if the data is to be thrown away."}
+		}
 		return nil
 	}
-	op := "write " + path
+	if err := checkLink(op, path); err != nil {
+		return err
+	}
 	switch info, err := os.Stat(path); {
 	case err == nil && info.IsDir():
 		return &pump.Error{Class: pump.ClassUsage, Code: "is-folder", Op: op, Err: errors.New("that is a folder, and a file is due"),
@@ -58,6 +65,20 @@ func CheckOutput(path string, replace bool) error {
 		return WriteError(op, "", err)
 	}
 	return checkFolder(op, filepath.Dir(path))
+}
+
+// checkLink refuses a link that leads nowhere: its name is taken, and what it
+// stands for cannot be made by giving a complete file that name.
+func checkLink(op, path string) error {
+	info, err := os.Lstat(path)
+	if err != nil || info.Mode()&os.ModeSymlink == 0 {
+		return nil
+	}
+	if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return &pump.Error{Class: pump.ClassUsage, Code: "dangling-link", Op: op, Err: errors.New("it is a symbolic link to something that is not there"),
+		Hint: "Remove the link, or name what it is to lead to."}
 }
 
 // checkFolder checks that a folder is there and takes files.

@@ -267,7 +267,7 @@ func (s *stream) fill(ctx context.Context, b *pump.Batch) error {
 			case len(b.Items) > 0:
 				return nil
 			case s.w.Ended():
-				return s.fault(&Fault{At: len(p), Err: io.ErrUnexpectedEOF})
+				return s.fault(&Fault{At: len(p), Err: errors.New("the file ends in the middle of a record")})
 			}
 			if err := s.more(ctx, need); err != nil {
 				return err

@@ -18,12 +18,20 @@ type Tree struct {
 	partial string
 	// Fold says that the file system takes A and a for the same name.
 	Fold bool
+	held *os.File // the partial folder, locked; nil where there are no such locks
 }
 
 // CheckTree finds out, without changing anything, whether CreateTree is likely to
 // succeed: the folder is not there yet, or empty.
 func CheckTree(path string) error {
 	op := "write " + path
+	if err := checkLink(op, filepath.Clean(path)); err != nil {
+		return err
+	}
+	if info, err := os.Lstat(filepath.Clean(path)); err == nil && info.Mode()&os.ModeSymlink != 0 {
+		return &pump.Error{Class: pump.ClassUsage, Code: "file-exists", Op: op, Err: errors.New("it is a symbolic link, and a new folder cannot take its place"),
+			Hint: "Name the folder that it leads to, or a new one."}
+	}
 	f, err := os.Open(path)
 	switch {
 	case errors.Is(err, os.ErrNotExist):
@@ -50,16 +58,12 @@ func CreateTree(path string) (*Tree, error) {
 	t := &Tree{path: filepath.Clean(path)}
 	partial := t.path + PartialEnding
 	op := "write " + path
-	if err := os.Mkdir(partial, 0o777); err != nil {
-		if errors.Is(err, os.ErrExist) {
-			return nil, &pump.Error{Code: "file-busy", Op: op, Err: fmt.Errorf("%s is there: another run is writing it, or one was broken off", partial),
-				Hint: "Remove it when no run is at work on it."}
-		}
+	var err error
+	if t.held, err = takeFolder(op, partial); err != nil {
 		return nil, WriteError(op, "", err)
 	}
 	t.partial = partial
-	const capital, small = "Cbpump-Case", "cbpump-case"
-	err := os.WriteFile(filepath.Join(partial, capital), nil, 0o666)
+	err = os.WriteFile(filepath.Join(partial, capital), nil, 0o666)
 	if err == nil {
 		_, serr := os.Lstat(filepath.Join(partial, small))
 		t.Fold = serr == nil
@@ -69,6 +73,116 @@ func CreateTree(path string) (*Tree, error) {
 		return nil, errors.Join(WriteError(op, partial, err), t.Close(false))
 	}
 	return t, nil
+}
+
+// These names tell whether a file system takes A and a for the same.
+const capital, small = "Cbpump-Case", "cbpump-case"
+
+// takeFolder makes a partial folder, or empties the one that an earlier run has
+// left. It is returned open and locked, so that no run takes it from another.
+func takeFolder(op, partial string) (*os.File, error) {
+	busy := func(what string) error {
+		return &pump.Error{Code: "file-busy", Op: op, Err: fmt.Errorf("%s is there: %s", partial, what), Hint: "Remove it when no run is at work on it."}
+	}
+	for {
+		made := os.Mkdir(partial, 0o777)
+		if made != nil && !errors.Is(made, os.ErrExist) {
+			return nil, made
+		}
+		if !canLock {
+			if made != nil {
+				return nil, busy("another run is writing it, or one was broken off")
+			}
+			return nil, nil
+		}
+		name, err := os.Lstat(partial)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // the run that had it has just completed it
+		}
+		if err != nil {
+			return nil, err
+		}
+		if !name.IsDir() {
+			return nil, busy("it is no folder that an earlier run has left")
+		}
+		d, err := os.Open(partial)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		locked, err := lock(d)
+		if err != nil && made == nil {
+			return nil, d.Close() // some network file systems lock no folders; a new one is ours all the same
+		}
+		if err != nil || !locked {
+			return nil, errors.Join(busy("another run is writing it, or one was broken off"), d.Close())
+		}
+		info, err := d.Stat()
+		if err == nil {
+			name, err = os.Lstat(partial)
+		}
+		if errors.Is(err, os.ErrNotExist) || err == nil && !os.SameFile(info, name) {
+			if err := d.Close(); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		if err == nil {
+			err = emptyLeftover(partial, busy)
+		}
+		if err != nil {
+			return nil, errors.Join(err, d.Close())
+		}
+		return d, nil
+	}
+}
+
+// emptyLeftover removes what an earlier run has left in its partial folder, if
+// nothing but that is there: its marker, and what a folder of documents holds.
+func emptyLeftover(partial string, busy func(string) error) error {
+	entries, err := os.ReadDir(partial)
+	if err != nil {
+		return err
+	}
+	marked := len(entries) == 0
+	for _, e := range entries {
+		full := filepath.Join(partial, e.Name())
+		switch name := e.Name(); {
+		case name == capital && e.Type().IsRegular():
+			marked = marked || len(entries) == 1
+		case name == NamesMarker && e.Type().IsRegular():
+			info, err := e.Info()
+			if err != nil {
+				return err
+			}
+			if info.Size() > int64(len(NamesText)) {
+				return busy(NamesMarker + " in it is not ours")
+			}
+			text, err := os.ReadFile(full)
+			if err != nil {
+				return err
+			}
+			// A run that was broken off may not have brought it to the disk whole.
+			if marked = strings.HasPrefix(NamesText, string(text)); !marked {
+				return busy(NamesMarker + " in it is not ours")
+			}
+		case (name == Docs || name == DesignDocs) && e.IsDir():
+		default:
+			return busy(name + " in it is not of an earlier run")
+		}
+	}
+	if !marked {
+		return busy("it has no " + NamesMarker + ", so it is not of an earlier run")
+	}
+	// The marker goes last: should this be broken off, the rest is still known.
+	for _, name := range []string{Docs, DesignDocs, capital, NamesMarker} {
+		if err := os.RemoveAll(filepath.Join(partial, name)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Partial returns the folder that is being written; "" once it is complete.
@@ -148,10 +262,14 @@ func (t *Tree) commit() error {
 // Close ends the writing. What was not committed stays under its partial name,
 // or is removed.
 func (t *Tree) Close(keep bool) error {
-	if t.partial == "" || keep {
-		return nil
+	var err error
+	if t.partial != "" && !keep {
+		err = os.RemoveAll(t.partial)
+		t.partial = ""
 	}
-	partial := t.partial
-	t.partial = ""
-	return os.RemoveAll(partial)
+	if t.held != nil {
+		err = errors.Join(err, t.held.Close())
+		t.held = nil
+	}
+	return err
 }

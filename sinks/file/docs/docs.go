@@ -252,7 +252,8 @@ func createFolder(path string) (place, error) {
 	}
 	f := folder{t}
 	// An empty copy is a folder of documents too.
-	if err := errors.Join(t.Folder(fileio.Docs), t.Write([]string{fileio.NamesMarker}, []byte(fileio.NamesText))); err != nil {
+	// The marker comes first: by it the next run knows what this one may leave.
+	if err := errors.Join(t.Write([]string{fileio.NamesMarker}, []byte(fileio.NamesText)), t.Folder(fileio.Docs)); err != nil {
 		return nil, errors.Join(err, t.Close(false))
 	}
 	return f, nil

@@ -87,7 +87,8 @@ func openZip(path string, o *Options) (a *archive, err error) {
 		return nil, &pump.Error{Code: "zip-directory", Op: op, Err: fmt.Errorf("%w: more than %s", err, pump.Size(maxDirectory)),
 			Hint: "Unpack it and read the folder: json:FOLDER takes any number of documents."}
 	case err != nil:
-		return nil, &pump.Error{Code: "json-input", Op: op, Err: fmt.Errorf("it is no zip file, or a damaged one (%w)", err)}
+		// Not wrapped: what is below it may be a cut file, which elsewhere is a cut connection.
+		return nil, &pump.Error{Code: "json-input", Op: op, Err: fmt.Errorf("it is no zip file, or a damaged one (%v)", err)}
 	}
 	m.left = -1
 	for _, f := range z.File {
@@ -183,14 +184,14 @@ func (a *archive) op(f *zip.File) string { return fmt.Sprintf("read %s: %q", a.p
 func (a *archive) read(f *zip.File, p []byte) error {
 	r, err := f.Open()
 	if err != nil {
-		return &pump.Error{Code: "json-input", Op: a.op(f), Err: err}
+		return &pump.Error{Code: "json-input", Op: a.op(f), Err: fmt.Errorf("it is damaged (%v)", err)}
 	}
 	err = readWhole(r, p)
 	if errors.Is(err, errChanging) {
 		err = errors.New("it has not the size that the zip's directory says")
 	}
 	if err = errors.Join(err, r.Close()); err != nil {
-		return &pump.Error{Code: "json-input", Op: a.op(f), Err: fmt.Errorf("it is damaged (%w)", err)}
+		return &pump.Error{Code: "json-input", Op: a.op(f), Err: fmt.Errorf("it is damaged (%v)", err)}
 	}
 	return nil
 }

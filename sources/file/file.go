@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/cbpump/cbpump/internal/fileio"
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/sources/file/backup"
 )
@@ -33,10 +34,7 @@ func New(_ context.Context, t pump.Target, o backup.Options) (pump.Source, error
 	}
 	info, err := os.Stat(path)
 	if err != nil {
-		if pe, ok := errors.AsType[*os.PathError](err); ok {
-			err = errors.New(pe.Err.Error())
-		}
-		return nil, &pump.Error{Code: "file-unreadable", Op: "read " + path, Err: err}
+		return nil, fileio.ReadError("read "+path, err)
 	}
 	if !info.IsDir() {
 		return nil, unknown(path)

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/cbpump/cbpump/pump"
@@ -36,7 +37,13 @@ func New(_ context.Context, t pump.Target, o backup.Options) (pump.Sink, error) 
 	if path == "" {
 		return nil, pump.Usagef("the path is empty")
 	}
-	if info, err := os.Stat(path); err == nil && !info.IsDir() {
+	info, err := os.Stat(path)
+	if errors.Is(err, os.ErrNotExist) && strings.EqualFold(filepath.Ext(path), ".cbb") {
+		return nil, &pump.Error{Class: pump.ClassUsage, Code: "cbb-is-folder", Op: "write " + path,
+			Err:  errors.New("a backup is a folder, and .cbb is the ending of the data files in it"),
+			Hint: "Name the folder without .cbb: " + strings.TrimSuffix(path, filepath.Ext(path)) + "."}
+	}
+	if err == nil && !info.IsDir() {
 		return nil, &pump.Error{Class: pump.ClassUsage, Code: "file-unknown", Op: "write " + path,
 			Err:  errors.New("is a file, and its extension is none that a sink claims"),
 			Hint: "Name a folder for a backup, or say what to write: jsonl:" + path + " or csv:" + path + "."}

@@ -45,7 +45,7 @@ func TestPathsThatCannotBeWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	for spec, says := range map[string]string{
-		file: "x.parquet", "file://elsewhere/x": "elsewhere", "file:": "empty", "": "empty", "file:x?cbb_max_mb=0": "cbb_max_mb",
+		file: "x.parquet", filepath.Join(t.TempDir(), "x.CBB"): "a backup is a folder", "file://elsewhere/x": "elsewhere", "file:": "empty", "": "empty", "file:x?cbb_max_mb=0": "cbb_max_mb",
 	} {
 		if _, err := r.Sink(t.Context(), spec, pump.Env{}); pump.ClassOf(err) != pump.ClassUsage || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v", spec, err)

@@ -38,8 +38,9 @@ func serverOf(t *pump.Target) server {
 	return clusterSchemes[t.Scheme]
 }
 
-// refuseSame refuses a transfer onto itself, as far as the addresses show it:
-// the same server and bucket, or the same file.
+// refuseSame refuses a transfer onto itself: here as far as the addresses show it,
+// the same server and bucket or the same file, and when the ends are checked by what
+// they turn out to be.
 func refuseSame(src, dst *pump.Resolved) error {
 	a, b := &src.Target, &dst.Target
 	same := false
@@ -50,6 +51,7 @@ func refuseSame(src, dst *pump.Resolved) error {
 		same = sameFile(a.Rest, b.Rest)
 	}
 	if !same {
+		dst.Apart(src)
 		return nil
 	}
 	what := "file " + a.Rest

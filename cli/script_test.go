@@ -138,7 +138,7 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 
 // cluster NAME [nodes= vbuckets= host= replicas= version= docs= bucket= type= failover= api=controller tls=yes]: starts a
 // cluster with the documents doc-0000 …; $NAME is its address, $NAME_KV that of
-// its first node, $NAME_LOST that of the failed-over one. The administrator is
+// its first node, $NAME_NODE1 the address of the second, $NAME_LOST that of the failed-over one. The administrator is
 // Administrator with the planted secret.
 func startCluster(ts *testscript.TestScript, _ bool, args []string) {
 	name, o := args[0], settings(ts, args[1:])
@@ -176,6 +176,10 @@ func startCluster(ts *testscript.TestScript, _ bool, args []string) {
 	}
 	ts.Setenv(name, "http://"+alive.REST())
 	ts.Setenv(name+"_KV", alive.KV())
+	if nodes := c.Nodes(); len(nodes) > 1 {
+		ts.Setenv(name+"_NODE1", "http://"+nodes[1].REST())
+		ts.Setenv(name+"_NODE1_REST", nodes[1].REST())
+	}
 	if secure != nil {
 		ts.Setenv(name+"_TLS", "https://"+alive.RESTTLS())
 		file := filepath.Join(ts.Getenv("WORK"), name+".pem")

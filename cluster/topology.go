@@ -128,6 +128,17 @@ func VBucketOf(key []byte, n int) uint16 {
 	return uint16(int(crc32.ChecksumIEEE(key)>>16&0x7fff) % n)
 }
 
+// Identity says which bucket it is. where is the address it was found by.
+func (b *Bucket) Identity(where string) pump.Identity {
+	id := pump.Identity{Name: fmt.Sprintf("bucket %q at %s", clip(b.Name, 100), where), UUID: b.UUID, Bucket: b.Name, KV: slices.Clone(b.Map.Servers)}
+	for _, n := range b.Nodes {
+		if n.KV != "" {
+			id.KV = append(id.KV, n.KV)
+		}
+	}
+	return id
+}
+
 // RequireVBuckets returns an error of class usage when the bucket is of a type
 // that has no vbuckets. role is "source" or "destination".
 func (b *Bucket) RequireVBuckets(role string) error {

@@ -204,6 +204,9 @@ type Resolved struct {
 	Target Target
 	Plugin *Plugin
 	values map[string]string
+
+	source Source    // what OpenSource returned last
+	from   *Resolved // the source that this sink must not be
 }
 
 // Resolve takes a spec apart and finds its plugin. A user name and a password
@@ -436,15 +439,28 @@ func (v *Resolved) OpenSource(ctx context.Context) (Source, error) {
 	if v.Plugin.newSource == nil {
 		return nil, errors.New("a sink was asked to be a source")
 	}
-	return v.Plugin.newSource(ctx, v.Target, maps.Clone(v.values))
+	source, err := v.Plugin.newSource(ctx, v.Target, maps.Clone(v.values))
+	v.source = source
+	return source, err
 }
+
+// Apart makes OpenSink return a sink that refuses to be what src reads. The source
+// is to be opened first.
+func (v *Resolved) Apart(src *Resolved) { v.from = src }
 
 // OpenSink calls the plugin's New.
 func (v *Resolved) OpenSink(ctx context.Context) (Sink, error) {
 	if v.Plugin.newSink == nil {
 		return nil, errors.New("a source was asked to be a sink")
 	}
-	return v.Plugin.newSink(ctx, v.Target, maps.Clone(v.values))
+	if v.from != nil && v.from.source == nil {
+		return nil, errors.New("the sink was opened before the source that it must not be")
+	}
+	sink, err := v.Plugin.newSink(ctx, v.Target, maps.Clone(v.values))
+	if err != nil || v.from == nil {
+		return sink, err
+	}
+	return Apart(v.from.source, sink), nil
 }
 
 func (v *Resolved) has(name string) bool {

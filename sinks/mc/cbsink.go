@@ -236,6 +236,15 @@ func (s *CBSink) Close() error {
 	return nil
 }
 
+// Identity says which bucket is written.
+func (s *CBSink) Identity(ctx context.Context) (pump.Identity, error) {
+	v, err := s.current(ctx)
+	if err != nil {
+		return pump.Identity{}, err
+	}
+	return v.bucket.Identity(s.client.URL()), nil
+}
+
 // current returns the map, asking for it the first time.
 func (s *CBSink) current(ctx context.Context) (*view, error) {
 	if v := s.view.Load(); v != nil {

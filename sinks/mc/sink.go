@@ -167,6 +167,11 @@ func (s *Sink) vbucketsThere(why string) error {
 		Hint: "this is a node of a Couchbase cluster: write to it with http:// or couchbase:// and its REST port (8091)"}
 }
 
+// Identity is the address. A user is the bucket of memcached type that it stands for.
+func (s *Sink) Identity(context.Context) (pump.Identity, error) {
+	return pump.Identity{Name: s.where, Bucket: s.cfg.Username, KV: []string{s.cfg.Addr}}, nil
+}
+
 // Close has nothing to release: lanes own the connections.
 func (s *Sink) Close() error { return nil }
 

@@ -186,6 +186,18 @@ func (s *Source) Streams(ctx context.Context) ([]pump.Stream, error) {
 	return src.Streams(ctx)
 }
 
+// Identity asks the source that was chosen.
+func (s *Source) Identity(ctx context.Context) (pump.Identity, error) {
+	src, err := s.choose(ctx)
+	if err != nil {
+		return pump.Identity{}, err
+	}
+	if i, ok := pump.As[pump.Identifier](src); ok {
+		return i.Identity(ctx)
+	}
+	return pump.Identity{}, nil
+}
+
 // Check asks the source that was chosen.
 func (s *Source) Check(ctx context.Context) error {
 	src, err := s.choose(ctx)

@@ -59,6 +59,18 @@ func (s *DumpSource) VBucketCount(ctx context.Context) (int, error) {
 	return l.count, nil
 }
 
+// Identity says which bucket is read.
+func (s *DumpSource) Identity(ctx context.Context) (pump.Identity, error) {
+	l, err := s.locate(ctx, false)
+	switch {
+	case err != nil:
+		return pump.Identity{}, err
+	case l.bucket != nil:
+		return l.bucket.Identity(l.where), nil
+	}
+	return pump.Identity{Name: fmt.Sprintf("bucket %q at tap://%s", s.cfg.Bucket, l.where), Bucket: s.cfg.Bucket, KV: []string{l.where}}, nil
+}
+
 // Streams finds the wanted vbuckets and splits them into streams. It fails when
 // a listed vbucket does not exist or cannot be dumped, when without a list some
 // vbucket has no active copy, and when the bucket is none that TAP can dump.

@@ -31,12 +31,12 @@ func Survey(dir, bucket string) (*Ground, error) {
 	info, err := os.Stat(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		if _, err := os.Stat(filepath.Dir(filepath.Clean(dir))); err != nil {
-			return nil, WriteError(dir, fmt.Errorf("the folder it is to be made in: %w", plain(err)))
+			return nil, PrepareError(dir, fmt.Errorf("the folder it is to be made in: %w", plain(err)))
 		}
 		return g, nil
 	}
 	if err != nil {
-		return nil, WriteError(dir, err)
+		return nil, PrepareError(dir, err)
 	}
 	if !info.IsDir() {
 		return nil, refuse(dir, fmt.Sprintf("it is a %s", kindOf(info.Mode())))

@@ -17,10 +17,19 @@ import (
 // hintPartial is what to do about a backup that could not be written.
 const hintPartial = "The unfinished backup stays where it is, for what it is worth; it never counts as a backup. Mend the cause and run the same command again."
 
-// WriteError returns an error about something that could not be written. It is
-// an error of its own class whatever the system said: a folder that may not be
-// written to is no endpoint that refuses access.
-func WriteError(path string, err error) error {
+// hintNothing is what to do when not even the folder could be prepared.
+const hintNothing = "No backup was begun. Mend the cause and run the same command again."
+
+// WriteError returns an error about something of a backup that could not be
+// written. It is an error of its own class whatever the system said: a folder
+// that may not be written to is no endpoint that refuses access.
+func WriteError(path string, err error) error { return writeError(path, err, hintPartial) }
+
+// PrepareError is WriteError for what comes before the first data file, when
+// there is no unfinished backup that the user would have to know of.
+func PrepareError(path string, err error) error { return writeError(path, err, hintNothing) }
+
+func writeError(path string, err error, hint string) error {
 	if _, known := errors.AsType[*pump.Error](err); known {
 		return err
 	}
@@ -28,7 +37,7 @@ func WriteError(path string, err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		code = "disk-full"
 	}
-	return &pump.Error{Code: code, Op: "write " + path, Err: errors.New(plain(err).Error()), Hint: hintPartial}
+	return &pump.Error{Code: code, Op: "write " + path, Err: errors.New(plain(err).Error()), Hint: hint}
 }
 
 // Writer writes one data file of version 2015. One goroutine uses it. The file

@@ -44,6 +44,9 @@ func TestFolderThatMayNotBeWrittenTo(t *testing.T) {
 			if pump.ExitCode(err, 0) != 1 || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "permission") {
 				t.Errorf("exit code %d: %v", pump.ExitCode(err, 0), err)
 			}
+			if hint := pump.HintOf(err); !strings.Contains(hint, "No backup was begun") || strings.Contains(hint, "stays where it is") {
+				t.Errorf("the hint is %q, but nothing was written", hint)
+			}
 			if err := s.Close(); err != nil {
 				t.Error(err)
 			}

@@ -164,7 +164,7 @@ func (s *Sink) prepare() error {
 
 func (s *Sink) mkdir(dir string) error {
 	if err := os.Mkdir(dir, 0o777); err != nil {
-		return cbb.WriteError(dir, err)
+		return cbb.PrepareError(dir, err)
 	}
 	s.made = append(s.made, dir)
 	return nil
@@ -184,7 +184,7 @@ func (s *Sink) leftover(path string) error {
 			Hint: "If none is, remove the folder by hand."}
 	}
 	if err := os.RemoveAll(path); err != nil {
-		return cbb.WriteError(path, err)
+		return cbb.PrepareError(path, err)
 	}
 	s.log.Info("removed what an earlier run left", "folder", path)
 	return nil
@@ -250,7 +250,8 @@ func (s *Sink) Commit(ctx context.Context) error {
 	}
 	s.done = true
 	if err := os.Remove(s.staging); err != nil {
-		return cbb.WriteError(s.staging, err)
+		return &pump.Error{Code: "backup-write", Op: "remove the empty folder", Err: err,
+			Hint: "The backup itself is complete, in " + filepath.Join(run, filepath.Base(s.part)) + "; remove that folder by hand."}
 	}
 	return errors.Join(syncDir(run), syncDir(s.dir))
 }

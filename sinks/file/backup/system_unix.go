@@ -21,7 +21,7 @@ type lock struct {
 func acquire(path string) (*lock, error) {
 	d, err := os.Open(path)
 	if err != nil {
-		return nil, cbb.WriteError(path, err)
+		return nil, cbb.PrepareError(path, err)
 	}
 	for err = syscall.EINTR; errors.Is(err, syscall.EINTR); {
 		err = syscall.Flock(int(d.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)

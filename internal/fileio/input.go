@@ -108,7 +108,8 @@ func (in *Input) open() (err error) {
 			return unpackError(op, err)
 		}
 		in.r = z
-		in.close = append(in.close, z.Close)
+		// It would only repeat what Read has said.
+		in.close = append(in.close, func() error { _ = z.Close(); return nil })
 	case Zstd:
 		options := []zstd.DOption{zstd.WithDecoderMaxWindow(maxZstdWindow), zstd.WithDecoderLowmem(true)}
 		if !regular {

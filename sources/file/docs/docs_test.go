@@ -3,10 +3,12 @@ package docs_test
 import (
 	"archive/zip"
 	"bytes"
+	"crypto/sha512"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -18,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
+	"github.com/cbpump/cbpump/internal/fileio"
 	"github.com/cbpump/cbpump/internal/filetest"
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/pump/pumptest"
@@ -469,6 +472,88 @@ func TestEveryMarkGoesOn(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// TestDamagedZips cuts a zip and changes single bits of it: a cut is an error,
+// and no value that is read is another than what was written.
+func TestDamagedZips(t *testing.T) {
+	var entries []any
+	written := map[string]bool{}
+	for i := range 60 {
+		value := fmt.Sprintf(`{"n":%d,"text":%q}`, i, fmt.Sprintf("%x", sha512.Sum512([]byte{byte(i)})))
+		written[value] = true
+		entries = append(entries, fmt.Sprintf("x/docs/key-%d.json", i), value)
+	}
+	path := archive(t, entries...)
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	read := func(text []byte) ([]pump.Item, error) {
+		t.Helper()
+		if err := os.WriteFile(path, text, 0o666); err != nil {
+			t.Fatal(err)
+		}
+		return filetest.ReadAll(t, open(t, path), 16<<10)
+	}
+	if items, err := read(whole); err != nil || len(items) != len(written) {
+		t.Fatalf("whole: %d items, %v", len(items), err)
+	}
+	for n := 0; n < len(whole); n += 4096 {
+		for _, cut := range []int{n, n + 1, len(whole) - 1 - n/4096} {
+			_, err := read(whole[:min(cut, len(whole)-1)])
+			if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+				t.Errorf("cut to %d of %d bytes: %v", cut, len(whole), err)
+			}
+		}
+	}
+	for at := 0; at < len(whole); at += 13 {
+		flipped := bytes.Clone(whole)
+		flipped[at] ^= 1 << (at % 8)
+		items, err := read(flipped)
+		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("byte %d changed: %v", at, err)
+		}
+		for _, it := range items {
+			if !written[string(it.Value)] {
+				t.Errorf("byte %d changed: %q was read as %q", at, it.Key, it.Value)
+			}
+		}
+	}
+}
+
+// FuzzFolder reads a document of any name in a folder of ours, and in one that
+// is not.
+func FuzzFolder(f *testing.F) {
+	for _, name := range []string{"a.json", "%2f.json", "%+/a.json", "a%+/%c3.json", "%.json", ".json", "x"} {
+		f.Add(name, true)
+		f.Add(name, false)
+	}
+	f.Fuzz(func(t *testing.T, name string, ours bool) {
+		root := t.TempDir()
+		docs := filepath.Join(root, "docs")
+		full := filepath.Join(docs, name)
+		if !strings.HasPrefix(full, docs+"/") || os.MkdirAll(filepath.Dir(full), 0o777) != nil || os.WriteFile(full, []byte("1"), 0o666) != nil {
+			return // no name for a file
+		}
+		if ours {
+			if err := os.WriteFile(filepath.Join(root, fileio.NamesMarker), []byte(fileio.NamesText), 0o666); err != nil {
+				t.Fatal(err)
+			}
+		}
+		items, err := filetest.ReadAll(t, open(t, root), 500)
+		if len(items) > 1 || err != nil && len(items) > 0 {
+			t.Fatalf("%d items of one file, %v", len(items), err)
+		}
+		for _, it := range items {
+			if len(it.Key) == 0 || string(it.Value) != "1" {
+				t.Fatalf("key %q, value %q", it.Key, it.Value)
+			}
+			if !ours && string(it.Key) != strings.TrimSuffix(filepath.Base(full), filepath.Ext(full)) {
+				t.Fatalf("the name %q is the key %q", name, it.Key)
+			}
+		}
+	})
 }
 
 func FuzzZip(f *testing.F) {

@@ -56,7 +56,10 @@ func guard(ctx context.Context, p *Process, say *console) (work context.Context,
 			case <-done:
 				return
 			case sig := <-signals:
-				if sig, ok := sig.(syscall.Signal); ok {
+				// SIGPIPE comes for connections that broke too, so it says nothing of
+				// our output; the failed write does. It is taken so that it does not
+				// end the process.
+				if sig, ok := sig.(syscall.Signal); ok && sig != syscall.SIGPIPE {
 					s.on(sig)
 				}
 			}

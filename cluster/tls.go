@@ -114,7 +114,7 @@ func tlsFailure(err error, e *pump.Error, using bool, begin string, ports portHi
 	e.Class = pump.ClassUnreachable
 	switch {
 	case errors.As(err, &record), begin != "" && !looksTLS(begin):
-		e.Class, e.Code, e.Err = pump.ClassFailed, "tls-plain", errors.New("this port does not speak TLS")
+		e.Code, e.Err = "tls-plain", errors.New("this port does not speak TLS")
 		e.Hint = fmt.Sprintf("The %s port with TLS is usually %s (%s is the one without); without TLS the address begins with http:// or couchbase://.", ports.name, ports.tls, ports.plain)
 	case errors.As(err, &host):
 		e.Code = "tls-name"

@@ -212,7 +212,7 @@ func TestTLSToPlainPorts(t *testing.T) {
 			_, _ = io.Copy(io.Discard, nc)
 		})
 	}
-	plain := wantError{code: "tls-plain", says: []string{"does not speak TLS"}}
+	plain := wantError{class: pump.ClassUnreachable, code: "tls-plain", says: []string{"does not speak TLS"}}
 	for name, q := range map[string]struct {
 		addr string
 		want wantError

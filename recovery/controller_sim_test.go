@@ -653,7 +653,7 @@ func TestSecureAndBadInput(t *testing.T) {
 		{"CA of the other", func(o *recovery.Options) { over(&o.Source, p.src, p.dst.CACert()) }, pump.ClassUnreachable, "tls-unknown-ca", ""},
 		{"expired", func(o *recovery.Options) { over(&o.Source, expired, expired.CACert()) }, pump.ClassUnreachable, "tls-expired", ""},
 		{"other name", func(o *recovery.Options) { over(&o.Source, misnamed, misnamed.CACert()) }, pump.ClassUnreachable, "tls-name", ""},
-		{"TLS to a port without", func(o *recovery.Options) { o.Source.URL = strings.Replace(p.src.URL(), "http:", "https:", 1) }, pump.ClassFailed, "tls-plain", ""},
+		{"TLS to a port without", func(o *recovery.Options) { o.Source.URL = strings.Replace(p.src.URL(), "http:", "https:", 1) }, pump.ClassUnreachable, "tls-plain", ""},
 		{"wrong password", func(o *recovery.Options) {
 			over(&o.Destination, p.dst, p.dst.CACert())
 			o.Destination.Password = "wrong"

@@ -662,7 +662,7 @@ func TestWrongUse(t *testing.T) {
 		"closed port, dest": {func(o *recovery.Options) { o.Destination.URL = "http://127.0.0.1:1" }, pump.ClassUnreachable, ""},
 		"password":          {func(o *recovery.Options) { o.Source.Password = "wrong" }, pump.ClassDenied, ""},
 		"password, dest.":   {func(o *recovery.Options) { o.Destination.Password = "wrong" }, pump.ClassDenied, ""},
-		"data port":         {func(o *recovery.Options) { o.Source.URL = "http://" + p.src.Nodes()[0].KV() }, pump.ClassFailed, ""},
+		"data port":         {func(o *recovery.Options) { o.Source.URL = "http://" + p.src.Nodes()[0].KV() }, pump.ClassUnreachable, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, _, err := p.run(c.change, nil)

@@ -224,7 +224,7 @@ func (s *Sink) lost(op string, err error) error {
 	case errors.As(err, &e), errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return err
 	case errors.Is(err, mcbp.ErrMagic), errors.Is(err, mcbp.ErrLength), errors.Is(err, mcbp.ErrTooLarge):
-		return &pump.Error{Code: "not-memcached", Op: op, Err: err,
+		return &pump.Error{Class: pump.ClassUnreachable, Code: "not-memcached", Op: op, Err: err,
 			Hint: "the port does not speak memcached's binary protocol: check the address, that it is not a TLS or HTTP port, and that memcached does not run with -B ascii"}
 	}
 	return &pump.Error{Class: pump.ClassUnreachable, Code: "destination-lost", Op: op, Err: err, Retry: true}

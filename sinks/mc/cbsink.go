@@ -421,7 +421,8 @@ func (s *CBSink) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
 	}
 	nodes := max(1, len(v.addrs))
 	if want <= 0 {
-		want = nodes * ((defaultLanes + nodes - 1) / nodes)
+		const least = 4 // at most so many threads serve a bucket on a small node
+		want = nodes * ((least + nodes - 1) / nodes)
 	}
 	want = min(want, max(1, len(v.owner)))
 	s.laneOf = make([]int, len(v.owner))

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"strings"
 	"time"
 
@@ -104,14 +105,16 @@ func hostPort(s, port string) (string, error) {
 	return net.JoinHostPort(h, port), nil
 }
 
-// defaultLanes is the number of threads that memcached has unless told otherwise.
-const defaultLanes = 4
+// defaultLanes is the number of connections unless the user says otherwise: as
+// many as memcached has threads, but no more than there are processors to feed
+// them. Two on a machine of two took a fifth more items than four.
+func defaultLanes() int { return max(2, min(4, runtime.GOMAXPROCS(0))) }
 
 // Lanes connects once, so that a closed port or a refused login is an error
-// before anything is read, and returns want lanes (4 if want is 0).
+// before anything is read, and returns want lanes (2 to 4 if want is 0).
 func (s *Sink) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
 	if want <= 0 {
-		want = defaultLanes
+		want = defaultLanes()
 	}
 	first, err := s.dial(ctx)
 	if err != nil {

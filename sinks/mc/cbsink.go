@@ -421,7 +421,7 @@ func (s *CBSink) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
 	}
 	nodes := max(1, len(v.addrs))
 	if want <= 0 {
-		const least = 4 // at most so many threads serve a bucket on a small node
+		const least = 4
 		want = nodes * ((least + nodes - 1) / nodes)
 	}
 	want = min(want, max(1, len(v.owner)))

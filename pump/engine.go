@@ -7,6 +7,7 @@ import (
 	"hash/maphash"
 	"io"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -315,7 +316,9 @@ func (e *engine) outcome(ctx, laneCtx, readCtx context.Context) error {
 	}
 	var failed []error
 	for _, s := range e.streams {
-		if s.err != nil && !errors.Is(s.err, errStopped) {
+		// Streams that read the same file fail of the same thing: it is said once.
+		said := func(f error) bool { return f.Error() == s.err.Error() }
+		if s.err != nil && !errors.Is(s.err, errStopped) && !slices.ContainsFunc(failed, said) {
 			failed = append(failed, s.err)
 		}
 	}

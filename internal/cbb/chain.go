@@ -3,9 +3,11 @@ package cbb
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -88,6 +90,30 @@ func (d *DataFile) Verify(ctx context.Context) error {
 	}
 	d.verified = true
 	return nil
+}
+
+// Stamp returns what tells the file from another of its name: a hash of its
+// checksum; where there is none, of its size, time and first bytes.
+func (d *DataFile) Stamp() ([sha256.Size]byte, error) {
+	if d.sum != nil {
+		return *d.sum, nil
+	}
+	f, err := os.Open(d.Path)
+	if err != nil {
+		return [sha256.Size]byte{}, fail(codeUnreadable, d.Path, plain(err), "")
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return [sha256.Size]byte{}, fail(codeUnreadable, d.Path, plain(err), "")
+	}
+	p := make([]byte, 4096)
+	n, err := f.ReadAt(p, 0)
+	if err != nil && err != io.EOF {
+		return [sha256.Size]byte{}, fail(codeUnreadable, d.Path, plain(err), "")
+	}
+	p = binary.BigEndian.AppendUint64(p[:n], uint64(info.Size()))
+	return sha256.Sum256(binary.BigEndian.AppendUint64(p, uint64(info.ModTime().UnixNano()))), nil
 }
 
 // Check looks at the file from outside. A file of ours says in cbb_meta that it

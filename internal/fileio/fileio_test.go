@@ -413,6 +413,66 @@ func TestLineOfTwoGiB(t *testing.T) {
 	}
 }
 
+// counted counts what is read.
+type counted struct {
+	r io.Reader
+	n *int
+}
+
+func (c counted) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	*c.n += n
+	return n, err
+}
+
+// TestPlainFilesGoOnAtOnce: what was read before is not read again.
+func TestPlainFilesGoOnAtOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x")
+	if err := os.WriteFile(path, bytes.Repeat([]byte("a line of text\n"), 1<<20), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	read := 0
+	s := &Source{Format: "x", Path: path, New: func() Parser { return lines{} }, OpenInput: func(path string) (*Input, error) {
+		in, err := Open(path)
+		if err == nil {
+			in.r = counted{in.r, &read}
+		}
+		return in, err
+	}}
+	streams, err := s.Streams(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	st := streams[0]
+	b := pump.NewBatch(1000)
+	if err := errors.Join(st.Open(t.Context(), nil), st.Read(t.Context(), b)); !errors.Is(err, io.EOF) || read < 15<<20 {
+		t.Fatalf("%d bytes, %v", read, err)
+	}
+	read = 0
+	if err := errors.Join(st.Open(t.Context(), b.Marks), st.Read(t.Context(), b), st.Close()); !errors.Is(err, io.EOF) || read > 1<<20 {
+		t.Errorf("behind the mark %d bytes were read, %v", read, err)
+	}
+}
+
+// TestPipesAreNotGoneOnWith: no mark is one of a pipe, and nothing of it is lost by
+// asking.
+func TestPipesAreNotGoneOnWith(t *testing.T) {
+	for _, path := range []string{os.DevNull, "/dev/zero"} {
+		s := &Source{Format: "x", Path: path, New: func() Parser { return lines{} }}
+		streams, err := s.Streams(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = streams[0].Open(t.Context(), []pump.Mark{Place{At: 1}.Mark(Stamp{}, nil)})
+		if pump.CodeOf(err) != "not-resumable" || pump.ExitCode(err, 0) != 2 || pump.HintOf(err) == "" {
+			t.Errorf("%s: %v", path, err)
+		}
+		if err := streams[0].Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // xs is text without an end.
 type xs struct{}
 

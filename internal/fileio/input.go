@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"os"
 	"path/filepath"
@@ -47,6 +48,22 @@ const maxZstdWindow = 128 << 20
 type Stamp struct {
 	Size    uint64
 	ModTime uint64 // nanoseconds since 1970
+	First   uint64 // a hash of the first bytes of a file that is not empty
+}
+
+// stampBytes is how many bytes at the beginning of a file its stamp depends on.
+const stampBytes = 4096
+
+// StampOf returns the stamp of an open regular file.
+func StampOf(f *os.File, info os.FileInfo) (Stamp, error) {
+	first := make([]byte, stampBytes)
+	n, err := f.ReadAt(first, 0)
+	if err != nil && err != io.EOF {
+		return Stamp{}, err
+	}
+	h := fnv.New64a()
+	_, _ = h.Write(first[:n]) // a hash takes everything
+	return Stamp{uint64(info.Size()), uint64(info.ModTime().UnixNano()), h.Sum64()}, nil
 }
 
 // Input is a file, or standard input, that is being read, decompressed as its
@@ -73,6 +90,10 @@ func Open(name string) (*Input, error) {
 func (in *Input) open() (err error) {
 	op := "read " + in.name
 	if in.name == Stdio {
+		if wasClosed(os.Stdin) {
+			return &pump.Error{Class: pump.ClassUsage, Code: "stdin-closed", Op: "read standard input", Err: errors.New("it is closed, so nothing can come from it"),
+				Hint: "Give it a file or a pipe: cbtransfer - … < FILE."}
+		}
 		in.f = os.Stdin
 	} else {
 		if in.f, err = os.Open(in.name); err != nil {
@@ -89,7 +110,9 @@ func (in *Input) open() (err error) {
 	}
 	regular := info.Mode().IsRegular()
 	if regular && in.name != Stdio {
-		in.stamp = Stamp{uint64(info.Size()), uint64(info.ModTime().UnixNano())}
+		if in.stamp, err = StampOf(in.f, info); err != nil {
+			return ReadError(op, err)
+		}
 	}
 	in.r = in.f
 	if !regular {
@@ -171,39 +194,27 @@ func (r pipeReader) Read(p []byte) (int, error) {
 	return r.in.f.Read(p)
 }
 
-// SkipTo goes to an offset of the decompressed bytes from the beginning of the
-// file: at once where the file is not compressed, else by reading.
-func (in *Input) SkipTo(ctx context.Context, offset int64) error {
-	if in.plain {
-		if uint64(offset) > in.stamp.Size {
-			return in.shorter(offset)
-		}
-		if _, err := in.f.Seek(offset, io.SeekStart); err != nil {
-			return ReadError("read "+in.name, err)
-		}
-		return nil
+// seek goes to an offset of a file that is not compressed.
+func (in *Input) seek(offset uint64) error {
+	if offset > in.stamp.Size {
+		return in.shorter(offset)
 	}
-	buf := make([]byte, min(offset, 256<<10))
-	for left := offset; left > 0; {
-		n, err := in.Read(ctx, buf[:min(left, int64(len(buf)))])
-		left -= int64(n)
-		switch {
-		case err == io.EOF && left > 0:
-			return in.shorter(offset)
-		case err != nil && err != io.EOF:
-			return err
-		}
+	if _, err := in.f.Seek(int64(offset), io.SeekStart); err != nil {
+		return ReadError("read "+in.name, err)
 	}
 	return nil
 }
 
-func (in *Input) shorter(offset int64) error {
-	return &pump.Error{Code: "file-mark", Op: "go on reading " + in.name, Err: fmt.Errorf("it has fewer than the %d bytes that were read of it before", offset),
-		Hint: "It is not the file that was read before. Start from its beginning."}
+func (in *Input) shorter(offset uint64) error {
+	return MarkError("file-changed", in.name, fmt.Sprintf("it has fewer than the %d bytes that were read of it before", offset))
 }
 
-// Stamp tells this file from its later self.
-func (in *Input) Stamp() Stamp { return in.stamp }
+// MarkError is the error of a mark from which a file cannot be read on: wrong use,
+// since only the user can say what is to become of what was read before.
+func MarkError(code, name, why string) error {
+	return &pump.Error{Class: pump.ClassUsage, Code: code, Op: "go on reading " + name, Err: errors.New(why),
+		Hint: "Put back the file that was read before, or start from the beginning."}
+}
 
 // Close lets go of the file. It is safe to call it twice.
 func (in *Input) Close() error {
@@ -222,31 +233,39 @@ type Place struct {
 	Live uint64 // mutations before it
 }
 
-// stateLen is the length of a mark's state: line, live, size, time.
-const stateLen = 4 * 8
+// stateLen is the length of a mark's state: line, live, size, time, first bytes.
+const stateLen = 5 * 8
 
 // Mark returns the mark of a place; more is what else the format must know.
 func (p Place) Mark(s Stamp, more []byte) pump.Mark {
 	state := make([]byte, 0, stateLen+len(more))
-	for _, n := range [...]uint64{p.Line, p.Live, s.Size, s.ModTime} {
+	for _, n := range [...]uint64{p.Line, p.Live, s.Size, s.ModTime, s.First} {
 		state = binary.BigEndian.AppendUint64(state, n)
 	}
 	return pump.Mark{VBucket: pump.NoVBucket, Seqno: p.At, Items: p.Live, State: append(state, more...)}
 }
 
-// PlaceOf reads a mark back. It refuses one of a file that has changed.
+// PlaceOf reads a mark back. It refuses one of a file that has changed, and any of
+// a pipe: nothing proves that a pipe gives again what it gave before.
 func PlaceOf(name string, m pump.Mark, s Stamp) (p Place, more []byte, err error) {
-	op := "go on reading " + name
 	if len(m.State) < stateLen {
-		return p, nil, &pump.Error{Code: "file-mark", Op: op, Err: errors.New("the mark is not one of this kind of file")}
+		return p, nil, MarkError("file-mark", name, "the mark is not one of this kind of file")
 	}
-	var n [4]uint64
+	var n [stateLen / 8]uint64
 	for i := range n {
 		n[i] = binary.BigEndian.Uint64(m.State[8*i:])
 	}
-	if (Stamp{n[2], n[3]}) != s {
-		return p, nil, &pump.Error{Code: "file-changed", Op: op, Err: errors.New("it has changed since"),
-			Hint: "Where reading stopped means nothing in the changed file. Start from its beginning."}
+	switch {
+	case s == Stamp{}:
+		what := "a pipe or device"
+		if name == Stdio {
+			name, what = "standard input", "standard input"
+		}
+		return p, nil, &pump.Error{Class: pump.ClassUsage, Code: "not-resumable", Op: "go on reading " + name,
+			Err:  fmt.Errorf("%s cannot be read on from where another run left it", what),
+			Hint: "Start from the beginning; or save its data to a file, which can be read on."}
+	case Stamp{n[2], n[3], n[4]} != s:
+		return p, nil, MarkError("file-changed", name, "it has changed since it was read")
 	}
 	return Place{At: m.Seqno, Line: n[0], Live: n[1]}, m.State[stateLen:], nil
 }

@@ -126,6 +126,13 @@ func (s *stream) Open(ctx context.Context, from []pump.Mark) (err error) {
 	if s.in, err = s.src.open(); err != nil {
 		return err
 	}
+	var to Place
+	if len(from) > 0 {
+		// Before anything is read: of a pipe it would be gone.
+		if to, _, err = PlaceOf(s.src.Path, from[len(from)-1], s.in.stamp); err != nil {
+			return err
+		}
+	}
 	s.parser, s.place, s.ended = s.src.New(), Place{}, false
 	s.w = NewWindow(s.in, 0, s.src.Limit)
 	if err := s.head(ctx); err != nil {
@@ -134,10 +141,6 @@ func (s *stream) Open(ctx context.Context, from []pump.Mark) (err error) {
 	if len(from) == 0 {
 		return nil
 	}
-	to, _, err := PlaceOf(s.src.Path, from[len(from)-1], s.in.stamp)
-	if err != nil {
-		return err
-	}
 	return s.skip(ctx, to)
 }
 
@@ -145,11 +148,11 @@ func (s *stream) Open(ctx context.Context, from []pump.Mark) (err error) {
 func (s *stream) skip(ctx context.Context, to Place) error {
 	switch read := s.w.At() + uint64(len(s.w.Bytes())); {
 	case to.At < s.w.At():
-		return s.in.shorter(int64(to.At)) // a mark within the head is none of ours
+		return s.in.shorter(to.At) // a mark within the head is none of ours
 	case to.At <= read:
 		s.w.Pass(int(to.At - s.w.At()))
 	case s.in.plain:
-		if err := s.in.SkipTo(ctx, int64(to.At)); err != nil {
+		if err := s.in.seek(to.At); err != nil {
 			return err
 		}
 		s.w = NewWindow(s.in, to.At, s.src.Limit)
@@ -158,7 +161,7 @@ func (s *stream) skip(ctx context.Context, to Place) error {
 		for s.w.At() < to.At {
 			_, err := s.w.More(ctx)
 			if err == io.EOF {
-				return s.in.shorter(int64(to.At))
+				return s.in.shorter(to.At)
 			}
 			if err != nil {
 				return err

@@ -21,6 +21,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"hash/fnv"
 	"io"
 	"math"
 	"strconv"
@@ -74,6 +75,7 @@ type Source struct {
 	o    Options
 	text []byte // textLen bytes that values are cut from
 	sets uint64 // an item whose coin is below this is a mutation
+	hash uint64 // of the options
 }
 
 // New returns a source; it fails (wrong use) on options that contradict each other.
@@ -94,6 +96,9 @@ func New(o Options) (*Source, error) {
 		return nil, pump.Usagef("gen: streams is a number from 1 to %d", maxStreams)
 	}
 	s := &Source{o: o, text: make([]byte, textLen), sets: uint64(o.RatioSets * (1 << 53))}
+	h := fnv.New64a()
+	_, _ = fmt.Fprintf(h, "%+v", o) // a hash takes everything
+	s.hash = h.Sum64()
 	for i := 0; i < textLen; i += 8 {
 		r := mix(o.Seed, uint64(i), 1)
 		for j := range 8 {
@@ -138,7 +143,7 @@ type stream struct {
 	index int
 	next  uint64 // number of the next item
 	live  uint64 // mutations among those before it
-	state [8]byte
+	state [16]byte
 }
 
 // ID names the part; it holds what decides which items the stream makes.
@@ -147,13 +152,15 @@ func (s *stream) ID() string {
 }
 
 // Open begins at the first item, or at the last mark's: its Seqno is the number
-// of the next item and its State the number of mutations before it.
+// of the next item, its State the number of mutations before it and a hash of the
+// options, all of which must be as they were: another prefix makes other items.
 func (s *stream) Open(_ context.Context, from []pump.Mark) error {
 	s.next, s.live = uint64(s.index), 0
 	for _, m := range from {
-		if len(m.State) != len(s.state) || m.Seqno%uint64(s.src.o.Streams) != uint64(s.index) {
-			return &pump.Error{Code: "gen-mark", Op: "go on with " + s.ID(),
-				Err: fmt.Errorf("the mark at %d is not one of this stream", m.Seqno)}
+		if len(m.State) != len(s.state) || m.Seqno%uint64(s.src.o.Streams) != uint64(s.index) || binary.BigEndian.Uint64(m.State[8:]) != s.src.hash {
+			return &pump.Error{Class: pump.ClassUsage, Code: "gen-mark", Op: "go on with " + s.ID(),
+				Err:  fmt.Errorf("the mark at item %d was made with other options of gen:", m.Seqno),
+				Hint: "Use the options of before, or start from the beginning."}
 		}
 		s.next, s.live = m.Seqno, binary.BigEndian.Uint64(m.State)
 	}
@@ -181,7 +188,7 @@ func (s *stream) Read(ctx context.Context, b *pump.Batch) error {
 	b.Marks = append(b.Marks, pump.Mark{
 		VBucket: pump.NoVBucket, Seqno: s.next, Items: s.live,
 		Complete: o.MaxItems != 0 && s.next >= o.MaxItems,
-		State:    binary.BigEndian.AppendUint64(s.state[:0], s.live),
+		State:    binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(s.state[:0], s.live), s.src.hash),
 	})
 	return nil
 }

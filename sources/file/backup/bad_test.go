@@ -13,12 +13,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"zombiezen.com/go/sqlite"
 	"zombiezen.com/go/sqlite/sqlitex"
 
 	"github.com/cbpump/cbpump/internal/cbb"
+	"github.com/cbpump/cbpump/internal/filetest"
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/pump/pumptest"
 )
@@ -658,75 +660,47 @@ func TestOnlySomeVBuckets(t *testing.T) {
 
 // A reading that was cut anywhere goes on from any of its marks, and gives just
 // the rows that come after it.
-func TestReadingGoesOnFromEveryMark(t *testing.T) {
+func TestResume(t *testing.T) {
 	for _, dir := range []string{golden + "/2.5.1/backup-split", golden + "/4.0/backup"} {
 		for _, streams := range []int{1, 2} {
-			var marks []pump.Mark
-			var before []int // items before the mark
-			var all []string
-			src := open(t, dir, func(o *Options) { o.Streams = streams })
-			st := streamsOf(t, src)[streams-1]
-			b := pump.NewBatch(600)
-			for {
-				b.Reset()
-				err := st.Read(t.Context(), b)
-				for i := range b.Items {
-					all = append(all, pumptest.Describe(&b.Items[i], allFields...))
-				}
-				for _, m := range b.Marks {
-					m.State = slices.Clone(m.State)
-					marks, before = append(marks, m), append(before, len(all))
-				}
-				if errors.Is(err, io.EOF) {
-					break
-				}
-				if err != nil {
-					t.Fatal(err)
-				}
-			}
-			if err := st.Close(); err != nil {
-				t.Fatal(err)
-			}
-			if len(marks) < 10 || !marks[len(marks)-1].Complete {
-				t.Fatalf("%d marks, the last %+v", len(marks), marks[len(marks)-1])
-			}
-			for i, m := range marks {
-				if err := st.Open(t.Context(), []pump.Mark{m}); err != nil {
-					t.Fatal(err)
-				}
-				var rest []string
-				for err := error(nil); !errors.Is(err, io.EOF); {
-					b.Reset()
-					if err = st.Read(t.Context(), b); err != nil && !errors.Is(err, io.EOF) {
-						t.Fatal(err)
-					}
-					for i := range b.Items {
-						rest = append(rest, pumptest.Describe(&b.Items[i], allFields...))
-					}
-				}
-				if !slices.Equal(rest, all[before[i]:]) {
-					t.Fatalf("%s: from mark %d: %d items, want %d", dir, i, len(rest), len(all)-before[i])
-				}
-			}
-			if err := st.Close(); err != nil {
-				t.Fatal(err)
-			}
+			filetest.Resume(t, func() pump.Source { return open(t, dir, func(o *Options) { o.Streams = streams }) })
 		}
 	}
-	for name, m := range map[string]pump.Mark{
-		"short":   {State: []byte("x")},
-		"no file": {State: []byte("\x00\x00\x00\x00\x00\x00\x00\x00nothing")},
-		"resized": {State: []byte("\x00\x00\x00\x00\x00\x00\x00\x01bucket-beer-sample/node-127.0.0.1%3A21380/data-0000.cbb")},
-	} {
-		src := open(t, golden+"/2.5.1/backup", nil)
-		streams, err := src.Streams(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := streams[0].Open(t.Context(), []pump.Mark{m}); pump.CodeOf(err) != "backup-mark" {
-			t.Errorf("%s: %v", name, err)
-		}
+	for _, state := range []string{"x", strings.Repeat("\xff", stateLen), strings.Repeat("\x00", stateLen)} {
+		filetest.Refused(t, open(t, golden+"/2.5.1/backup", nil), []pump.Mark{{State: []byte(state)}}, "backup-mark")
 	}
+}
+
+// A mark holds for the files up to its own: a part that came behind is read too, any
+// other change is refused.
+func TestResumeOfChangedBackup(t *testing.T) {
+	one := func(o *Options) { o.Streams = 1 }
+	dir, full, diff := copyGolden(t)
+	away := filepath.Join(t.TempDir(), "diff")
+	if err := os.Rename(diff, away); err != nil {
+		t.Fatal(err)
+	}
+	marks := filetest.Marks(t, open(t, dir, one), 2000, 4)
+	before, _, err := filetest.ReadFrom(t, open(t, dir, one), 2000, marks)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(away, diff); err != nil {
+		t.Fatal(err)
+	}
+	after, _, err := filetest.ReadFrom(t, open(t, dir, one), 2000, marks)
+	if err != nil || len(after) != len(before)+203-162 {
+		t.Errorf("%d items behind the mark, with another part %d, %v", len(before), len(after), err)
+	}
+	file := filepath.Join(full, "bucket-beer-sample/node-127.0.0.1%3A21380/data-0000.cbb")
+	if err := os.Chtimes(file, time.Time{}, time.Unix(1, 0)); err != nil {
+		t.Fatal(err)
+	}
+	filetest.Refused(t, open(t, dir, one), marks, "backup-mark")
+	if err := os.RemoveAll(full); err != nil {
+		t.Fatal(err)
+	}
+	filetest.Refused(t, open(t, diff, one), marks, "backup-mark")
 }
 
 // The order of a key holds across files and parts, whichever node had it.

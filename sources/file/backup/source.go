@@ -5,6 +5,7 @@ package backup
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"math"
 	"math/bits"
 	"slices"
+	"sync"
 
 	"github.com/cbpump/cbpump/internal/cbb"
 	"github.com/cbpump/cbpump/pump"
@@ -33,6 +35,9 @@ type Source struct {
 	o     Options
 	chain *cbb.Backup // nil until it was looked for
 	files []*cbb.DataFile
+
+	mu     sync.Mutex
+	trails [][sha256.Size]byte // see trail
 }
 
 // New returns a source for a folder. Nothing is read before Check or Streams.
@@ -100,6 +105,29 @@ func (s *Source) Streams(ctx context.Context) ([]pump.Stream, error) {
 	return out, nil
 }
 
+// stateLen is the length of a mark's state: the place of its file, and the trail.
+const stateLen = 8 + sha256.Size
+
+// trail returns a hash of names and stamps of the files up to one.
+func (s *Source) trail(at int) ([sha256.Size]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i := len(s.trails); i <= at; i++ {
+		stamp, err := s.files[i].Stamp()
+		if err != nil {
+			return stamp, err
+		}
+		h := sha256.New()
+		if i > 0 {
+			_, _ = h.Write(s.trails[i-1][:]) // a hash takes everything
+		}
+		_, _ = h.Write(stamp[:])
+		_, _ = io.WriteString(h, s.files[i].Name)
+		s.trails = append(s.trails, [sha256.Size]byte(h.Sum(nil)))
+	}
+	return s.trails[at], nil
+}
+
 // Estimate returns the number of rows, and the size of the data files.
 func (s *Source) Estimate(ctx context.Context) (pump.Estimate, error) {
 	if err := s.find(ctx); err != nil {
@@ -159,32 +187,37 @@ func (s *stream) ID() string {
 	return fmt.Sprintf("backup:bucket=%s:run=%s:stream=%d/%d", cbb.Quote(s.src.chain.Bucket), s.src.chain.Run, s.index, s.src.o.Streams)
 }
 
-// Open begins at the first file, or behind the row that the last mark names.
+// Open begins at the first file, or behind the row that the last mark names. The
+// mark must be one of these files: its state holds a hash of all files up to its
+// own, in which nothing may have changed, and the place of its own among them.
 func (s *stream) Open(_ context.Context, from []pump.Mark) error {
 	if err := s.Close(); err != nil {
 		return err
 	}
 	s.at, s.row = 0, 0
 	for _, m := range from {
-		if len(m.State) < 8 {
-			return s.badMark("is not one of this stream")
+		if len(m.State) != stateLen {
+			return s.badMark("is not one of a backup")
 		}
-		name, size := string(m.State[8:]), int64(binary.BigEndian.Uint64(m.State))
-		i := slices.IndexFunc(s.src.files, func(f *cbb.DataFile) bool { return f.Name == name })
-		if i < 0 {
-			return s.badMark(fmt.Sprintf("is in %s, which is not there any more", name))
+		i := binary.BigEndian.Uint64(m.State)
+		if i >= uint64(len(s.src.files)) {
+			return s.badMark("is in a data file that is not there any more")
 		}
-		if s.src.files[i].Size != size {
-			return s.badMark(fmt.Sprintf("is in %s, which is another file now", name))
+		now, err := s.src.trail(int(i))
+		if err != nil {
+			return err
 		}
-		s.at, s.row = i, int64(m.Seqno)
+		if [sha256.Size]byte(m.State[8:]) != now {
+			return s.badMark("is in a data file that has changed since, or others came before it")
+		}
+		s.at, s.row = int(i), int64(m.Seqno)
 	}
 	return nil
 }
 
 func (s *stream) badMark(why string) error {
-	return &pump.Error{Code: "backup-mark", Op: "go on with reading " + s.src.dir, Err: errors.New("the place where reading ended " + why),
-		Hint: "Start again from the beginning."}
+	return &pump.Error{Class: pump.ClassUsage, Code: "backup-mark", Op: "go on reading " + s.src.dir, Err: errors.New("the place where reading ended " + why),
+		Hint: "Put back the files that were read before, or start from the beginning."}
 }
 
 // Close closes the file that is being read.
@@ -206,7 +239,9 @@ func (s *stream) Read(ctx context.Context, b *pump.Batch) error {
 		}
 		if s.r == nil {
 			if s.at == len(s.src.files) {
-				s.mark(b, true)
+				if err := s.mark(b, true); err != nil {
+					return err
+				}
 				return io.EOF
 			}
 			skip, err := s.open(ctx)
@@ -223,13 +258,14 @@ func (s *stream) Read(ctx context.Context, b *pump.Batch) error {
 			return err
 		}
 		if full {
-			s.mark(b, false)
-			return nil
+			return s.mark(b, false)
 		}
 		if err := s.r.Unchanged(); err != nil {
 			return err
 		}
-		s.mark(b, false)
+		if err := s.mark(b, false); err != nil {
+			return err
+		}
 		if err := s.Close(); err != nil {
 			return err
 		}
@@ -261,8 +297,6 @@ func (s *stream) open(ctx context.Context) (skip bool, err error) {
 		return false, err
 	}
 	s.r = r
-	s.state = binary.BigEndian.AppendUint64(s.state[:0], uint64(f.Size))
-	s.state = append(s.state, f.Name...)
 	return false, nil
 }
 
@@ -329,12 +363,16 @@ func (s *stream) take(b *pump.Batch, keyLen, valueLen int) error {
 
 // mark says how far the stream is: behind row s.row of the file that is open, or
 // behind the last row of the last file.
-func (s *stream) mark(b *pump.Batch, complete bool) {
-	m := pump.Mark{VBucket: pump.NoVBucket, Seqno: uint64(s.row), State: s.state, Complete: complete}
+func (s *stream) mark(b *pump.Batch, complete bool) error {
+	at, row := s.at, uint64(s.row)
 	if complete {
-		last := s.src.files[len(s.src.files)-1]
-		m.Seqno = math.MaxInt64
-		m.State = append(binary.BigEndian.AppendUint64(s.state[:0], uint64(last.Size)), last.Name...)
+		at, row = at-1, math.MaxInt64
 	}
-	b.Marks = append(b.Marks, m)
+	trail, err := s.src.trail(at)
+	if err != nil {
+		return err
+	}
+	s.state = append(binary.BigEndian.AppendUint64(s.state[:0], uint64(at)), trail[:]...)
+	b.Marks = append(b.Marks, pump.Mark{VBucket: pump.NoVBucket, Seqno: row, State: s.state, Complete: complete})
+	return nil
 }

@@ -261,35 +261,16 @@ func TestGoldenTablesOfFieldsAreRefused(t *testing.T) {
 	}
 }
 
-func TestEveryMarkGoesOn(t *testing.T) {
+// TestResume goes on from any mark: behind the header, and between lines of a cell.
+func TestResume(t *testing.T) {
 	var text strings.Builder
 	text.WriteString("value,id\n")
 	for i := range 400 {
 		fmt.Fprintf(&text, "\"%s\",%d\r\n", strings.Repeat("line\n", i%20), i)
 	}
 	path := file(t, "x.csv", text.String())
-	streams, err := open(t, path, "text").Streams(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	st := streams[0]
-	defer st.Close()
-	if err := st.Open(t.Context(), nil); err != nil {
-		t.Fatal(err)
-	}
-	given := 0
-	for err = nil; err == nil; {
-		b := pump.NewBatch(1000)
-		err = st.Read(t.Context(), b)
-		given += b.Len()
-		rest, last, rerr := filetest.ReadFrom(t, open(t, path, "text"), 1000, b.Marks)
-		if rerr != nil || len(rest) != 400-given || last[0].Items != 400 || len(rest) > 0 && string(rest[0].Key) != fmt.Sprint(given) {
-			t.Fatalf("behind %d items come %d, %v", given, len(rest), rerr)
-		}
-	}
-	if given != 400 {
-		t.Errorf("%d items", given)
-	}
+	filetest.Resume(t, func() pump.Source { return open(t, path, "text") })
+	filetest.ResumeChanged(t, path, func() pump.Source { return open(t, path, "text") })
 }
 
 // TestDamagedFiles cuts a file and changes single bits of it. A cut is an error

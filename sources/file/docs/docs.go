@@ -9,6 +9,7 @@ package docs
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -68,9 +69,10 @@ type Source struct {
 	o    Options
 	log  hclog.Logger
 
-	mu    sync.Mutex
-	omits []string // what was left out, with the reason; the first few
-	count int      // of them in all
+	mu     sync.Mutex
+	omits  []string // what was left out, with the reason; the first few
+	count  uint64   // of them in all
+	before uint64   // were left out by the runs that this one goes on from
 }
 
 // mostNamed is how many of the things that were left out are named.
@@ -80,9 +82,10 @@ const mostNamed = 10
 type place interface {
 	// next returns the next document, io.EOF behind the last.
 	next(ctx context.Context) (document, error)
-	// mark says where reading goes on, and resume goes there.
+	// mark says where reading goes on, and resume goes there. It refuses to where
+	// what was read before is not what is there now.
 	mark() []byte
-	resume(state []byte) error
+	resume(ctx context.Context, state []byte) error
 	stamp() fileio.Stamp
 	// escaped says that names are keys with percent escapes.
 	escaped() bool
@@ -162,15 +165,18 @@ func (s *Source) omit(what string) {
 func (s *Source) Omitted() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.count == 0 {
+	if s.count+s.before == 0 {
 		return nil
 	}
-	list := strings.Join(s.omits, "; ")
-	if more := s.count - len(s.omits); more > 0 {
-		list += fmt.Sprintf("; and %d more, see the warnings", more)
+	list := s.omits
+	if more := s.count - uint64(len(s.omits)); more > 0 {
+		list = append(list[:len(list):len(list)], fmt.Sprintf("and %d more, see the warnings", more))
+	}
+	if s.before > 0 {
+		list = append(list[:len(list):len(list)], fmt.Sprintf("%d before the place from which this run went on, see the warnings of the earlier one", s.before))
 	}
 	return &pump.Error{Class: pump.ClassPartial, Code: "documents-left-out", Op: "read " + s.path,
-		Err:  fmt.Errorf("%d files were left out: %s", s.count, list),
+		Err:  fmt.Errorf("%d files were left out: %s", s.count+s.before, strings.Join(list, "; ")),
 		Hint: "Everything else was read. -x invalid=load gives them as they are."}
 }
 
@@ -234,19 +240,20 @@ type stream struct {
 	at      place
 	pending *document // did not fit into the last batch
 	done    fileio.Place
+	omitted uint64 // files that were left out before it
 }
 
 func (s *stream) ID() string { return s.id }
 
 // Open goes on behind the document of the mark.
-func (s *stream) Open(_ context.Context, from []pump.Mark) (err error) {
+func (s *stream) Open(ctx context.Context, from []pump.Mark) (err error) {
 	if err := s.Close(); err != nil {
 		return err
 	}
 	if s.at, err = s.src.open(); err != nil {
 		return err
 	}
-	s.pending, s.done = nil, fileio.Place{}
+	s.pending, s.done, s.omitted = nil, fileio.Place{}, 0
 	if len(from) == 0 {
 		return nil
 	}
@@ -254,13 +261,19 @@ func (s *stream) Open(_ context.Context, from []pump.Mark) (err error) {
 	if err != nil {
 		return err
 	}
-	s.done = where
-	return s.at.resume(state)
+	if len(state) < 8 {
+		return fileio.MarkError("file-mark", s.src.path, "the mark is not one of documents")
+	}
+	s.done, s.omitted = where, binary.BigEndian.Uint64(state)
+	s.src.mu.Lock()
+	s.src.before = s.omitted
+	s.src.mu.Unlock()
+	return s.at.resume(ctx, state[8:])
 }
 
 // Read fills the batch with documents.
 func (s *stream) Read(ctx context.Context, b *pump.Batch) error {
-	mark := s.at.mark()
+	mark := s.mark()
 	err := s.fill(ctx, b, &mark)
 	if len(b.Items) > 0 || err == io.EOF {
 		m := s.done.Mark(s.at.stamp(), mark)
@@ -295,8 +308,18 @@ func (s *stream) fill(ctx context.Context, b *pump.Batch, mark *[]byte) error {
 		if err := s.add(d, b); err != nil {
 			return err
 		}
-		*mark = s.at.mark()
+		*mark = s.mark()
 	}
+}
+
+// mark is how many files were left out, and the place's own mark.
+func (s *stream) mark() []byte {
+	return append(binary.BigEndian.AppendUint64(nil, s.omitted), s.at.mark()...)
+}
+
+func (s *stream) omit(what string) {
+	s.omitted++
+	s.src.omit(what)
 }
 
 // maxKey is room that a key takes, for most keys.
@@ -326,11 +349,11 @@ func (s *stream) add(d *document, b *pump.Batch) error {
 	isJSON := json.Valid(value) && utf8.Valid(value)
 	if !s.at.escaped() && s.src.o.Invalid != "load" {
 		if !isJSON {
-			s.src.omit(d.name + ": it is not JSON")
+			s.omit(d.name + ": it is not JSON")
 			return nil
 		}
 		if hasID(value) {
-			s.src.omit(d.name + ": it has a field _id")
+			s.omit(d.name + ": it has a field _id")
 			return nil
 		}
 	}

@@ -433,44 +433,55 @@ func TestZipTopLevel(t *testing.T) {
 	}
 }
 
-// TestEveryMarkGoesOn reads folders and zips from each mark to the end.
-func TestEveryMarkGoesOn(t *testing.T) {
+// TestResume goes on in folders and zips from any mark.
+func TestResume(t *testing.T) {
 	files, entries := map[string]string{}, []any{}
 	for i := range 60 {
 		name := fmt.Sprintf("docs/%d/%d.json", i%5, i)
 		files[name] = fmt.Sprintf("%0*d", i+2, 0)[:1]
 		entries = append(entries, name, "1")
 	}
-	for _, path := range []string{tree(t, files), archive(t, entries...)} {
-		all, err := filetest.ReadAll(t, open(t, path), 300)
-		if err != nil || len(all) != 60 {
-			t.Fatalf("%d items, %v", len(all), err)
-		}
-		streams, err := open(t, path).Streams(t.Context())
-		if err != nil {
+	folder, zip := tree(t, files), archive(t, entries...)
+	for _, path := range []string{folder, zip} {
+		filetest.Resume(t, func() pump.Source { return open(t, path) })
+	}
+	filetest.ResumeChanged(t, zip, func() pump.Source { return open(t, zip) })
+	for _, change := range []string{"docs/0/0.json", "docs/0/1.json", "docs/0.json"} { // changed, new in a folder, new beside it
+		folder := tree(t, files)
+		marks := filetest.Marks(t, open(t, folder), 0, 20)
+		if err := os.WriteFile(filepath.Join(folder, "docs/4/99.json"), []byte("1"), 0o666); err != nil {
 			t.Fatal(err)
 		}
-		st := streams[0]
-		if err := st.Open(t.Context(), nil); err != nil {
+		if rest, _, err := filetest.ReadFrom(t, open(t, folder), 300, marks); err != nil || len(rest) != 41 {
+			t.Errorf("behind the mark one was added: %d, %v", len(rest), err)
+		}
+		if err := os.WriteFile(filepath.Join(folder, change), []byte("[]"), 0o666); err != nil {
 			t.Fatal(err)
 		}
-		given, marks := 0, 0
-		for err = nil; err == nil; {
-			b := pump.NewBatch(300)
-			err = st.Read(t.Context(), b)
-			given += b.Len()
-			marks += len(b.Marks)
-			rest, _, rerr := filetest.ReadFrom(t, open(t, path), 300, b.Marks)
-			if rerr != nil || len(rest) != 60-given || len(rest) > 0 && string(rest[0].Key) != string(all[given].Key) {
-				t.Fatalf("behind %d documents come %d, %v", given, len(rest), rerr)
-			}
-		}
-		if marks < 3 {
-			t.Errorf("%d marks", marks)
-		}
-		if err := st.Close(); err != nil {
-			t.Error(err)
-		}
+		filetest.Refused(t, open(t, folder), marks, "file-changed")
+	}
+	marks := filetest.Marks(t, open(t, folder), 0, 20)
+	if err := os.RemoveAll(filepath.Join(folder, "docs")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(filepath.Join(folder, "docs"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	filetest.Refused(t, open(t, folder), marks, "file-changed")
+}
+
+// TestResumedRunKnowsWhatWasLeftOut: that an earlier run left documents out makes
+// the one that goes on from it partial too.
+func TestResumedRunKnowsWhatWasLeftOut(t *testing.T) {
+	folder := tree(t, map[string]string{"docs/a.json": "{", "docs/b.json": "1", "docs/c.json": "2"})
+	marks := filetest.Marks(t, open(t, folder), 0, 1)
+	src := open(t, folder)
+	rest, _, err := filetest.ReadFrom(t, src, 0, marks)
+	if err != nil || len(rest) != 1 {
+		t.Fatalf("%d items, %v", len(rest), err)
+	}
+	if err := src.Omitted(); pump.ClassOf(err) != pump.ClassPartial || !strings.Contains(err.Error(), "1 files were left out: 1 before the place") {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -2,8 +2,11 @@ package docs
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
+	"hash/fnv"
 	"io"
 	"os"
 	"path/filepath"
@@ -29,7 +32,8 @@ type folder struct {
 	marked bool
 	rest   []string // names beside docs/ and design_docs/
 	levels []level
-	last   string // the last document, below docs/
+	last   string      // the last document, below docs/
+	trail  hash.Hash64 // of name, size and time of every document up to it
 
 	atOnce int
 }
@@ -44,7 +48,7 @@ type level struct {
 }
 
 func openFolder(path string, o *Options) (*folder, error) {
-	f := &folder{root: path, o: o, atOnce: namesAtOnce}
+	f := &folder{root: path, o: o, atOnce: namesAtOnce, trail: fnv.New64a()}
 	op := "read " + path
 	names, _, err := sortedNames(path, "", 1000)
 	if err != nil {
@@ -63,7 +67,10 @@ func openFolder(path string, o *Options) (*folder, error) {
 			}
 		}
 	}
-	if err := f.enter("", ""); err != nil {
+	if f.marked { // without it names mean other keys
+		_, _ = f.trail.Write([]byte(fileio.NamesMarker))
+	}
+	if err := f.enter(""); err != nil {
 		if errors.Is(err, os.ErrNotExist) {
 			return nil, &pump.Error{Class: pump.ClassUsage, Code: "no-docs", Op: op, Err: errors.New("there is no folder docs/ in it"),
 				Hint: "Documents are files below docs/ of the folder that is named."}
@@ -128,8 +135,8 @@ func (f *folder) full(path string) string {
 	return filepath.Join(f.root, fileio.Docs, filepath.FromSlash(path))
 }
 
-// enter goes into a folder, behind one of its names.
-func (f *folder) enter(path, after string) error {
+// enter goes into a folder.
+func (f *folder) enter(path string) error {
 	full := f.full(path)
 	op := "read " + full
 	info, err := os.Stat(full)
@@ -148,8 +155,8 @@ func (f *folder) enter(path, after string) error {
 	if len(f.levels) >= maxDepth {
 		return &pump.Error{Code: "json-loop", Op: op, Err: fmt.Errorf("more than %d folders in each other", maxDepth)}
 	}
-	l := level{path: path, info: info, after: after}
-	if l.names, l.more, err = sortedNames(full, after, f.atOnce); err != nil {
+	l := level{path: path, info: info}
+	if l.names, l.more, err = sortedNames(full, "", f.atOnce); err != nil {
 		return fileio.ReadError(op, err)
 	}
 	f.levels = append(f.levels, l)
@@ -185,7 +192,7 @@ func (f *folder) next(ctx context.Context) (document, error) {
 		case err != nil: // a link to nowhere, or to itself, among others
 			return document{}, fileio.ReadError("read "+full, err)
 		case info.IsDir():
-			if err := f.enter(path, ""); err != nil {
+			if err := f.enter(path); err != nil {
 				return document{}, err
 			}
 		case !info.Mode().IsRegular():
@@ -196,6 +203,7 @@ func (f *folder) next(ctx context.Context) (document, error) {
 			}
 		default:
 			f.last = path
+			f.follow(path, info)
 			return document{name: full, path: strings.Split(path, "/"), size: info.Size(), read: func(p []byte) error { return readFile(full, p) }}, nil
 		}
 	}
@@ -242,25 +250,42 @@ func readWhole(r io.Reader, p []byte) error {
 	}
 }
 
-func (f *folder) mark() []byte { return []byte(f.last) }
+// follow adds a document to the trail.
+func (f *folder) follow(path string, info os.FileInfo) {
+	p := append([]byte(path), 0)
+	p = binary.BigEndian.AppendUint64(p, uint64(info.Size()))
+	p = binary.BigEndian.AppendUint64(p, uint64(info.ModTime().UnixNano()))
+	_, _ = f.trail.Write(p) // a hash takes everything
+}
 
-func (f *folder) resume(state []byte) error {
-	if f.last = string(state); f.last == "" {
-		return nil
+func (f *folder) mark() []byte {
+	return append(binary.BigEndian.AppendUint64(nil, f.trail.Sum64()), f.last...)
+}
+
+// resume walks to the document of the mark without opening any. What was read
+// before must be there as it was: a document that came, went or changed in the
+// meantime would be missed otherwise.
+func (f *folder) resume(ctx context.Context, state []byte) error {
+	if len(state) < 8 {
+		return fileio.MarkError("file-mark", f.root, "the mark is not one of a folder of documents")
 	}
-	f.levels = f.levels[:0]
-	path := ""
-	for _, name := range strings.Split(f.last, "/") {
-		if err := f.enter(path, name); err != nil {
+	for last := string(state[8:]); f.last != last; {
+		_, err := f.next(ctx)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
 			return err
 		}
-		path = strings.TrimPrefix(path+"/"+name, "/")
+	}
+	if binary.BigEndian.Uint64(state) != f.trail.Sum64() {
+		return fileio.MarkError("file-changed", f.root, "documents that were read before have changed since, or others have come or gone")
 	}
 	return nil
 }
 
-// stamp is nothing: where to go on is a name, whatever else changes.
-func (f *folder) stamp() fileio.Stamp { return fileio.Stamp{} }
+// stamp says that it is no pipe; the trail says more than the folder's own time.
+func (f *folder) stamp() fileio.Stamp { return fileio.Stamp{Size: 1} }
 
 func (f *folder) escaped() bool { return f.marked }
 

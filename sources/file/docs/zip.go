@@ -79,7 +79,9 @@ func openZip(path string, o *Options) (a *archive, err error) {
 		return nil, fileio.ReadError(op, err)
 	}
 	a.size = info.Size()
-	a.id = fileio.Stamp{Size: uint64(a.size), ModTime: uint64(info.ModTime().UnixNano())}
+	if a.id, err = fileio.StampOf(file, info); err != nil {
+		return nil, fileio.ReadError(op, err)
+	}
 	m := &meter{r: file, left: maxDirectory}
 	z, err := zip.NewReader(m, a.size)
 	switch {
@@ -214,13 +216,13 @@ func (a *archive) next(context.Context) (document, error) {
 
 func (a *archive) mark() []byte { return binary.BigEndian.AppendUint64(nil, uint64(a.at)) }
 
-func (a *archive) resume(state []byte) error {
+func (a *archive) resume(_ context.Context, state []byte) error {
 	n := uint64(len(a.docs)) + 1
 	if len(state) == 8 {
 		n = binary.BigEndian.Uint64(state)
 	}
 	if n > uint64(len(a.docs)) {
-		return &pump.Error{Code: "file-mark", Op: "go on reading " + a.path, Err: errors.New("the mark is not one of this zip")}
+		return fileio.MarkError("file-mark", a.path, "the mark is not one of this zip")
 	}
 	for ; a.at < int(n); a.at++ {
 		a.total += int64(a.docs[a.at].file.UncompressedSize64)

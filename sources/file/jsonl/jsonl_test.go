@@ -315,69 +315,17 @@ func TestOtherSpellings(t *testing.T) {
 	}
 }
 
-// TestEveryMarkGoesOn reads a file from each of its marks to its end.
-func TestEveryMarkGoesOn(t *testing.T) {
-	var items []pump.Item
-	for i := range 500 {
-		items = append(items, pump.Item{Op: pump.Op(i % 2), Key: fmt.Appendf(nil, "%d", i), Value: bytes.Repeat([]byte("v\n"), i), VBucket: pump.NoVBucket})
+// TestResume goes on from any mark, in files of every kind.
+func TestResume(t *testing.T) {
+	items := []pump.Item{{Key: []byte("first")}}
+	for i := range 300 {
+		items = append(items, pump.Item{Op: pump.Op(i % 3), Key: fmt.Appendf(nil, "%d", i), Value: bytes.Repeat([]byte("v\n\xff"), i), VBucket: pump.NoVBucket})
 	}
 	for _, ending := range []string{"", ".gz", ".zst"} {
 		path := filepath.Join(t.TempDir(), "x.jsonl"+ending)
 		write(t, path, items)
-		streams, err := open(t, path).Streams(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		st := streams[0]
-		if err := st.Open(t.Context(), nil); err != nil {
-			t.Fatal(err)
-		}
-		all, _, err := filetest.ReadFrom(t, open(t, path), 10<<10, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		given, marks := 0, 0
-		for err = nil; err == nil; {
-			b := pump.NewBatch(10 << 10)
-			err = st.Read(t.Context(), b)
-			given += b.Len()
-			for _, m := range b.Marks {
-				marks++
-				rest, last, rerr := filetest.ReadFrom(t, open(t, path), 10<<10, []pump.Mark{m})
-				if rerr != nil || len(rest) != len(all)-given {
-					t.Fatalf("%s: behind %d items come %d of %d, %v", ending, given, len(rest), len(all), rerr)
-				}
-				for i := range rest {
-					if err := filetest.Same(&all[given+i], &rest[i]); err != nil {
-						t.Fatal(err)
-					}
-				}
-				if !last[0].Complete || last[0].Items != 250 {
-					t.Fatalf("%s: the last mark is %+v", ending, last[0])
-				}
-			}
-		}
-		if marks < 5 {
-			t.Errorf("%s: %d marks only", ending, marks)
-		}
-		if err := st.Close(); err != nil {
-			t.Error(err)
-		}
-	}
-}
-
-func TestMarkOfAnotherFile(t *testing.T) {
-	path := file(t, "x.jsonl", sink.Header+`{"op":"mutation","key":"a"}`+"\n")
-	_, marks, err := filetest.ReadFrom(t, open(t, path), 1000, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(path, []byte(sink.Header), 0o666); err != nil {
-		t.Fatal(err)
-	}
-	_, _, err = filetest.ReadFrom(t, open(t, path), 1000, marks)
-	if pump.CodeOf(err) != "file-changed" {
-		t.Errorf("got %v", err)
+		filetest.Resume(t, func() pump.Source { return open(t, path) })
+		filetest.ResumeChanged(t, path, func() pump.Source { return open(t, path) })
 	}
 }
 

@@ -206,16 +206,10 @@ func TestExpiredIsWrittenAsExpired(t *testing.T) {
 	}
 }
 
-func TestSkipsWhatWasRead(t *testing.T) {
-	path := file(t, "set a 0 0 1\r\nx\r\ndelete b\r\nset c 0 0 1\r\nx\r\n")
-	_, marks, err := filetest.ReadFrom(t, open(t, path, "plain"), 1000, nil)
-	if err != nil || marks[0].Items != 2 {
-		t.Fatalf("%v, %v", marks, err)
-	}
-	rest, _, err := filetest.ReadFrom(t, open(t, path, "plain"), 1000, marks)
-	if err != nil || len(rest) != 0 {
-		t.Errorf("%d items, %v", len(rest), err)
-	}
+func TestResume(t *testing.T) {
+	path := file(t, strings.Repeat("set a 0 0 5\r\nx\r\n y\r\ndelete b\r\nset c 0 2000000000 1\r\nx\r\n", 50))
+	filetest.Resume(t, func() pump.Source { return open(t, path, "plain") })
+	filetest.ResumeChanged(t, path, func() pump.Source { return open(t, path, "plain") })
 }
 
 func FuzzReader(f *testing.F) {

@@ -126,7 +126,7 @@ func (c *common) parse(args []string) error {
 	return c.usage("the flags cannot be read: a flag is -f or --flag or --flag=value")
 }
 
-var typeName = map[string]string{"int": "whole number", "bool": "true or false", "count": "whole number", "string": "text"}
+var typeName = map[string]string{"int": "whole number", "bool": "true or false", "count": "whole number", "uint64": "whole number", "string": "text"}
 
 func (c *common) usage(format string, args ...any) error {
 	return &pump.Error{

@@ -65,6 +65,13 @@ What is copied
       --single-node                    only the node that SOURCE names
       --destination-operation OP       set, add or get
   -n, --dry-run                        check both ends, copy nothing
+
+What the destination refuses
+      --dead-letters FILE              keep rejected items there, as jsonl with reasons;
+                                       none keeps none (default: rejected-TIME.jsonl, made
+                                       when there is one)
+      --max-rejected N                 stop beyond so many; 0 stops at the first
+                                       (default 10000)
 ` + loginHelp + securityHelp + `
 Running
   -t, --threads N                      parallel writers, up to 256 (default: the sink's

@@ -2,11 +2,13 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
 	"strings"
 
+	"github.com/cbpump/cbpump/internal/deadletter"
 	"github.com/cbpump/cbpump/pump"
 )
 
@@ -18,6 +20,8 @@ type transferFlags struct {
 	operation   string
 	singleNode  bool
 	listPlugins bool
+	deadLetters string
+	maxRejected uint64
 }
 
 func newTransferFlags(name string) *transferFlags {
@@ -31,6 +35,7 @@ func newTransferFlags(name string) *transferFlags {
 	s.BoolVar(&f.singleNode, "single-node", false, "")
 	s.StringVar(&f.operation, "destination-operation", "", "")
 	f.addShared()
+	f.addDeadLetters()
 	s.BoolVar(&f.listPlugins, "list-plugins", false, "")
 	return f
 }
@@ -73,6 +78,7 @@ type transfer struct {
 	filter      func(*pump.Item) bool
 	report      *pump.Report
 	dryRunFound pump.Estimate
+	dead        *deadletter.File // nil: rejected items are not kept
 }
 
 // prepare turns the flags into a source, a sink and settings; it contacts nobody.
@@ -149,6 +155,9 @@ func (t *transfer) run(ctx context.Context, stop <-chan struct{}) error {
 	if t.flags.dryRun {
 		return t.dryRun(ctx, source, sink)
 	}
+	if t.dead, err = t.openDeadLetters(); err != nil {
+		return errors.Join(err, source.Close(), sink.Close())
+	}
 	say := t.say
 	say.Print("%s: %s to %s", say.name, endText(t.from), endText(t.to))
 	var meter meter
@@ -169,11 +178,12 @@ func (t *transfer) run(ctx context.Context, stop <-chan struct{}) error {
 			}
 		}
 	}
+	t.keepRejected(&cfg)
 	t.report, err = pump.Run(ctx, cfg)
 	if r := t.report; err == nil && r.Read == 0 && r.Filtered > 0 {
 		say.Warn(fmt.Sprintf("all %s items were left out: -k matches no key, or the source does not say which vbucket an item is in", grouped(r.Filtered)))
 	}
-	return t.brief(err)
+	return t.closeDeadLetters(t.brief(err))
 }
 
 func (t *transfer) dryRun(ctx context.Context, source pump.Source, sink pump.Sink) (err error) {
@@ -259,6 +269,8 @@ type resultLine struct {
 	Causes  []causeField   `json:"causes"`
 	Streams []streamField  `json:"streams"`
 	LeftOut []leftOutField `json:"definitions_left_out"`
+	// DeadLetters is the file with the rejected items, "" if there is none.
+	DeadLetters string `json:"dead_letters"`
 }
 
 func (t *transfer) result(code int) any {
@@ -271,5 +283,8 @@ func (t *transfer) result(code int) any {
 		l.Total = r.Estimate.Items
 	}
 	l.counters, l.Causes, l.Streams, l.LeftOut = countersOf(r.Snapshot), causesOf(r), streamsOf(r), leftOutOf(r)
+	if t.dead != nil && t.dead.Len() > 0 {
+		l.DeadLetters = t.dead.Path()
+	}
 	return l
 }

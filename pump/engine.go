@@ -36,6 +36,15 @@ type Config struct {
 	// OnVerdict sees every item that ends Skipped or Rejected. It is called
 	// concurrently and must not keep the item's bytes.
 	OnVerdict func(it *Item, v Verdict, why error)
+	// OnRejected is given every rejected item, whole, before it counts and before
+	// any mark passes it, to keep it. It is called concurrently and must not keep
+	// the item's bytes. An error ends the run at once.
+	OnRejected func(it *Item, why error) error
+	// StopAtRejected is the number of rejected items with which the reading ends;
+	// what was read is finished, but no mark passes the last of these items. 0 is
+	// no limit.
+	StopAtRejected uint64
+
 	// OnMarks sees the marks of a stream once all items before them have a final
 	// verdict, in order; one call at a time per stream.
 	OnMarks func(stream string, marks []Mark)

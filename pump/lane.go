@@ -27,6 +27,7 @@ type laneRun struct {
 	batch   Batch
 	again   Batch
 	origins []int // index in batch of each item of again
+	held    bool  // one rejected item was too many: no mark may pass it
 }
 
 // share says that the items up to end are the last of their parcel here.
@@ -97,7 +98,7 @@ func (l *laneRun) run(ctx context.Context) error {
 			if err := l.write(ctx, &l.batch); err != nil {
 				return err
 			}
-			for given < len(shares) && shares[given].end <= to {
+			for !l.held && given < len(shares) && shares[given].end <= to {
 				p := shares[given].p
 				p.stream.settle(p)
 				given++
@@ -141,28 +142,53 @@ func (l *laneRun) write(ctx context.Context, b *Batch) error {
 	l.e.done.Add(done)
 	l.e.bytesDone.Add(bytes)
 	if int(done) != len(b.Items) {
-		l.tell(b)
+		if terr := l.tell(b); err == nil {
+			err = terr
+		}
 	}
 	return err
 }
 
 // tell reports the items that ended Skipped or Rejected.
-func (l *laneRun) tell(b *Batch) {
+func (l *laneRun) tell(b *Batch) error {
 	for i, v := range b.verdicts {
+		why := b.causes[i]
 		switch v {
 		case Skipped:
 			l.e.skipped.Add(1)
 		case Rejected:
-			l.e.rejected.Add(1)
+			if l.e.cfg.OnRejected != nil {
+				if err := l.e.cfg.OnRejected(&b.Items[i], why); err != nil {
+					return err
+				}
+			}
+			n, limit := l.e.rejected.Add(1), l.e.cfg.StopAtRejected
+			if limit > 0 && n >= limit {
+				l.held = true
+				l.e.stopRead(tooManyRejected(n, why))
+			}
 		default:
 			continue
 		}
-		why := b.causes[i]
 		l.e.ledger.note(&b.Items[i], v, why)
 		if l.e.cfg.OnVerdict != nil {
 			l.e.cfg.OnVerdict(&b.Items[i], v, why)
 		}
 	}
+	return nil
+}
+
+func tooManyRejected(n uint64, why error) error {
+	return &Error{Code: "too-many-rejected", Op: fmt.Sprintf("stopped at the rejected item number %d", n),
+		Err:  errors.New(orNoReason(why).Error()), // its class is the item's, not the run's
+		Hint: "Mend what makes the destination refuse items, or allow more of them with --max-rejected."}
+}
+
+func orNoReason(why error) error {
+	if why == nil {
+		return errors.New("the sink gave no reason")
+	}
+	return why
 }
 
 // A destination that takes nothing is worth a line after firstWarning, and again
@@ -249,9 +275,7 @@ func giveUp(it *Item, n int, waited time.Duration, cause error) error {
 	if n > 1 {
 		where = fmt.Sprintf("%d items, the first of them %s", n, strings.TrimPrefix(where, "an item "))
 	}
-	if cause == nil {
-		cause = errors.New("the sink gave no reason")
-	}
+	cause = orNoReason(cause)
 	hint := HintOf(cause)
 	if hint == "" {
 		hint = "Nothing got through to the destination in that time. Mend its cause and run the same command again; -x retry-time=5m waits longer."

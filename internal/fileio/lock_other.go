@@ -10,6 +10,8 @@ func lock(*os.File) (bool, error) { return true, nil }
 
 const canLock = false
 
+const noFollow = 0
+
 // A closed standard output is not put right behind a program's back here.
 func wasClosed(*os.File) bool { return false }
 

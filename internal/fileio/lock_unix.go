@@ -22,6 +22,10 @@ func lock(f *os.File) (bool, error) {
 // writable says whether the folder takes new files, without making one.
 func writable(folder string) error { return unix.Access(folder, unix.W_OK|unix.X_OK) }
 
+// noFollow opens a file only if its name is no symbolic link, and waits for no
+// reader or writer of a pipe.
+const noFollow = unix.O_NOFOLLOW | unix.O_NONBLOCK
+
 // canLock says that lock keeps others away.
 const canLock = true
 

@@ -115,6 +115,21 @@ func Append(dst []byte, it *pump.Item) ([]byte, pump.Verdict, error) {
 	return append(dst, '}', '\n'), pump.Done, nil
 }
 
+// AppendRejected appends the line of an item that a destination refused: that of
+// Append, with the reason and its code (pump.CodeOf) behind it.
+func AppendRejected(dst []byte, it *pump.Item, reason, code string) ([]byte, error) {
+	out, _, err := Append(dst, it)
+	if err != nil {
+		return dst, err
+	}
+	out = out[:len(out)-len("}\n")]
+	for _, f := range [...]struct{ name, text string }{{"reason", reason}, {"reason_code", code}} {
+		out = append(append(out, `,"`...), f.name...)
+		out = appendBytes(out, []byte(strings.ToValidUTF8(f.text, "?")))
+	}
+	return append(out, '}', '\n'), nil
+}
+
 func validCollection(c *pump.Collection) bool {
 	for _, name := range [...]string{c.Scope, c.Name} {
 		if name == "" || len(name) > 251 || strings.ContainsFunc(name, func(r rune) bool {

@@ -31,7 +31,13 @@ const (
 	fSeqno
 	fDatatype
 	fMeta
-	fFormat
+	fReason
+	fReasonCode
+)
+
+// Fields of the first line.
+const (
+	fFormat field = 1 << iota
 	fVersion
 )
 
@@ -263,6 +269,12 @@ func (d *decoder) field(name []byte, at int, seen *field, it *pump.Item, key, va
 		is = fMeta
 		*meta, err = d.quoted("meta_b64")
 		meta.b64 = true
+	case "reason": // of a dead letter: why a destination refused the item
+		is = fReason
+		_, err = d.quoted("reason")
+	case "reason_code":
+		is = fReasonCode
+		_, err = d.quoted("reason_code")
 	default:
 		return d.unknown(name, at)
 	}

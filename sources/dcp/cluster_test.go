@@ -552,7 +552,7 @@ func TestLists(t *testing.T) {
 	}
 	cfg.VBuckets = []uint16{32}
 	_, err = mustNew(t, cfg).Streams(context.Background())
-	want(t, err, codeNoVBucket, "vbucket 32", "0 to 31")
+	want(t, err, "dcp-no-vbucket", "vbucket 32", "0 to 31")
 	total := 0
 	for _, n := range c.Nodes() {
 		cfg := at(c)

@@ -105,7 +105,7 @@ func from(t testing.TB, change func(*Config), nodes map[uint16]*fakeNode, vbs ..
 		addr := f.l.Addr().String()
 		p.nodes[addr], p.active[vb] = f, addr
 	}
-	src.places = p
+	src.at.Places = p
 	streams, err := src.Streams(context.Background())
 	if err != nil {
 		t.Fatal(err)

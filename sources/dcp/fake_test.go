@@ -14,6 +14,7 @@ import (
 
 	"github.com/cbpump/cbpump/cluster"
 	"github.com/cbpump/cbpump/mcbp"
+	"github.com/cbpump/cbpump/sources/internal/places"
 )
 
 // fakeNode is a node that answers HELLO, statistics, seqnos and the opening of
@@ -226,20 +227,20 @@ type fakePlaces struct {
 	onAsk  func(p *fakePlaces, n int)
 }
 
-func (p *fakePlaces) locate(context.Context) (*layout, error) {
+func (p *fakePlaces) Locate(context.Context) (*places.Layout, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.asked++; p.onAsk != nil {
 		p.onAsk(p, p.asked)
 	}
-	return &layout{where: "fake", active: maps.Clone(p.active), not: map[uint16]string{}}, nil
+	return &places.Layout{Kind: kind, Where: "fake", Active: maps.Clone(p.active), Not: map[uint16]string{}}, nil
 }
 
-func (p *fakePlaces) kv(_ *layout, addr string) cluster.KVConfig {
-	return cluster.KVConfig{Addr: addr, Role: role, Features: p.cfg.features(), Version: p.nodes[addr].version}
+func (p *fakePlaces) KV(_ *places.Layout, addr string) cluster.KVConfig {
+	return cluster.KVConfig{Addr: addr, Role: places.Role, Features: p.cfg.features(), Version: p.nodes[addr].version}
 }
 
-func (p *fakePlaces) close() {}
+func (p *fakePlaces) Close() {}
 
 // script is a stream made up message by message.
 type script struct {

@@ -13,6 +13,7 @@ import (
 	"github.com/cbpump/cbpump/cluster"
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/sources/internal/places"
 )
 
 // feed is one DCP connection and the vbuckets' streams on it.
@@ -217,7 +218,7 @@ func (d *feed) list() string {
 	if len(vbs) == 0 {
 		return "no stream"
 	}
-	return listVBuckets(vbs)
+	return places.List(vbs)
 }
 
 // broken is the error of a connection that ended while streams were open. Never

@@ -12,7 +12,8 @@ import (
 // The state of a mark (pump.Mark.State), big endian:
 //
 //	u8  1, the version
-//	u8  bits: 1 the counts are of the whole history (never rolled back)
+//	u8  bits: 1 the counts are of the whole history (never rolled back),
+//	    2 a collection was dropped in it
 //	u64 snapshot start, u64 snapshot end: around Mark.Seqno
 //	u64 mutations, u64 deletions received
 //	u64 seqno up to which no key came twice
@@ -21,6 +22,7 @@ const (
 	markVersion = 1
 	markFixed   = 2 + 5*8
 	markCounted = 1
+	markDrops   = 2
 )
 
 // mark appends the part's position to a batch's marks. State is the part's own
@@ -29,6 +31,9 @@ func (p *part) mark(complete bool, items uint64) pump.Mark {
 	s := append(p.state[:0], markVersion, 0)
 	if p.counted {
 		s[1] |= markCounted
+	}
+	if p.drops {
+		s[1] |= markDrops
 	}
 	for _, n := range [...]uint64{p.snapStart, p.snapEnd, p.live, p.gone, p.cover} {
 		s = binary.BigEndian.AppendUint64(s, n)
@@ -57,6 +62,6 @@ func (p *part) restore(m *pump.Mark) error {
 	}
 	p.seqno, p.log = m.Seqno, log
 	p.snapStart, p.snapEnd, p.live, p.gone, p.cover = n(0), n(1), n(2), n(3), n(4)
-	p.counted = s[1]&markCounted != 0
+	p.counted, p.drops = s[1]&markCounted != 0, s[1]&markDrops != 0
 	return nil
 }

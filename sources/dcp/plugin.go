@@ -3,9 +3,6 @@ package dcp
 import (
 	"context"
 	"errors"
-	"fmt"
-	"net"
-	"strconv"
 	"strings"
 	"time"
 
@@ -13,6 +10,7 @@ import (
 
 	"github.com/cbpump/cbpump/cluster"
 	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/sources/internal/places"
 )
 
 // Options of the source. Their help texts are the documentation.
@@ -92,53 +90,27 @@ func New(_ context.Context, cfg Config) (*Source, error) {
 		cfg.Log = hclog.NewNullLogger()
 	}
 	s := &Source{cfg: cfg}
-	if scheme, rest, ok := strings.Cut(cfg.URL, "://"); ok && strings.EqualFold(scheme, "dcp") {
-		addr, err := nodeAddr(rest)
-		if err != nil {
-			return nil, err
-		}
-		s.places = &oneNode{addr: addr, cfg: &s.cfg}
+	if addr, mine, err := places.NodeAddr(kind.Scheme, cfg.URL); err != nil {
+		return nil, err
+	} else if mine {
+		s.at.Places = &oneNode{addr: addr, cfg: &s.cfg}
 		return s, nil
 	}
-	places, err := newManyNodes(&s.cfg)
+	nodes, err := places.NewNodes(kind, places.Config{URL: cfg.URL, Env: cfg.Env, TLS: cfg.TLS, Network: cfg.Network, Features: s.cfg.features()})
 	if err != nil {
 		return nil, err
 	}
-	s.places = places
+	s.at.Places = nodes
 	return s, nil
 }
 
-// nodeAddr completes the host[:port] behind dcp://.
-func nodeAddr(rest string) (string, error) {
-	if strings.ContainsRune(rest, '@') {
-		return "", pump.Usagef("dcp://: give user and password as options, not in the address")
-	}
-	rest = strings.TrimSuffix(rest, "/")
-	host, port, err := net.SplitHostPort(rest)
-	var missing *net.AddrError
-	if errors.As(err, &missing) && missing.Err == "missing port in address" {
-		host, port, err = strings.Trim(rest, "[]"), strconv.Itoa(defaultKVPort), nil
-	}
-	if err != nil || host == "" || strings.ContainsAny(host, "/?#,") {
-		return "", pump.Usagef("dcp://%s: one node is dcp://host:%d, with an IPv6 address in brackets", rest, defaultKVPort)
-	}
-	if n, err := strconv.ParseUint(port, 10, 16); err != nil || n == 0 {
-		return "", pump.Usagef("dcp://%s: the port is not between 1 and 65535", rest)
-	}
-	return net.JoinHostPort(host, port), nil
-}
-
-const defaultKVPort = 11210
-
-// Codes of the errors of this package. They are stable.
+// Codes of the errors of this package, beside those of package places (dcp-missing,
+// dcp-no-vbucket, dcp-nothing). They are stable.
 const (
 	codeCut          = "dcp-cut"         // the connection was cut or broke in mid-stream
 	codeIncomplete   = "dcp-incomplete"  // the streams ended, but a vbucket's end is not proven
 	codeIdle         = "dcp-idle"        // the node fell silent
 	codeNotActive    = "dcp-not-active"  // a vbucket is not active where it should be
-	codeMissing      = "dcp-missing"     // a vbucket has no active copy at all
-	codeNoVBucket    = "dcp-no-vbucket"  // the bucket has no such vbucket
-	codeNothing      = "dcp-nothing"     // the node has no active vbucket
 	codeUnsupported  = "dcp-unsupported" // the server has no DCP
 	codeRefused      = "dcp-refused"     // the server refused a stream
 	codeEnded        = "dcp-ended"       // the server ended a stream before its end
@@ -153,39 +125,4 @@ func noDcp(op string) error {
 	return &pump.Error{Class: pump.ClassUsage, Code: codeUnsupported, Op: op,
 		Err:  errors.New("the server has no DCP (it came with Couchbase Server 3.0)"),
 		Hint: "Older servers are read over TAP: protocol=tap."}
-}
-
-// listVBuckets writes vbuckets for a message or a name: "vbucket 5",
-// "vbuckets 0-31,40". The list must be sorted.
-func listVBuckets(vbs []uint16) string {
-	if len(vbs) == 1 {
-		return "vbucket " + strconv.Itoa(int(vbs[0]))
-	}
-	return "vbuckets " + ranges(vbs)
-}
-
-// ranges writes a sorted list as "0-31,40"; long ones are cut short.
-func ranges(vbs []uint16) string {
-	const most = 8
-	var b strings.Builder
-	for i, n := 0, 0; i < len(vbs); n++ {
-		j := i
-		for j+1 < len(vbs) && vbs[j+1] == vbs[j]+1 {
-			j++
-		}
-		if n == most {
-			fmt.Fprintf(&b, " and %d more", len(vbs)-i)
-			break
-		}
-		if n > 0 {
-			b.WriteByte(',')
-		}
-		b.WriteString(strconv.Itoa(int(vbs[i])))
-		if j > i {
-			b.WriteByte('-')
-			b.WriteString(strconv.Itoa(int(vbs[j])))
-		}
-		i = j + 1
-	}
-	return b.String()
 }

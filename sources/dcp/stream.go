@@ -15,6 +15,7 @@ import (
 	"github.com/cbpump/cbpump/cluster"
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/sources/internal/places"
 )
 
 // connName is unique: a server drops the older of two connections of one name.
@@ -31,6 +32,7 @@ func lookup(m *cluster.Manifest, path string) (cluster.Collection, bool) {
 type stream struct {
 	src   *Source
 	id    string
+	turn  int      // its number among the source's streams
 	vbs   []uint16 // sorted
 	parts []*part  // by vbucket
 	names *names
@@ -38,7 +40,7 @@ type stream struct {
 	moved atomic.Int64 // for Progress
 
 	// Since the last Open:
-	layout  *layout
+	layout  *places.Layout
 	opened  bool             // Open was called at all
 	failed  map[uint16]error // why vbuckets are left to the next Open
 	errs    []error          // those errors, each once
@@ -52,8 +54,8 @@ type stream struct {
 	waiting time.Time
 }
 
-func newStream(src *Source, vbs []uint16) *stream {
-	s := &stream{src: src, id: streamID(src.cfg.Bucket, src.cfg.Options.Collection, vbs), vbs: vbs, names: newNames()}
+func newStream(src *Source, turn int, vbs []uint16) *stream {
+	s := &stream{src: src, id: places.StreamID(kind.Scheme, src.cfg.Bucket, src.cfg.Options.Collection, vbs), turn: turn, vbs: vbs, names: newNames()}
 	s.parts = make([]*part, int(vbs[len(vbs)-1])+1)
 	for _, vb := range vbs {
 		s.parts[vb] = newPart(vb)
@@ -90,7 +92,7 @@ func (s *stream) Open(ctx context.Context, from []pump.Mark) error {
 	}
 	s.opened = true
 	s.failed, s.errs, s.waits = map[uint16]error{}, nil, 0
-	l, err := s.src.locate(ctx, again)
+	l, err := s.src.at.Locate(ctx, again)
 	if err != nil {
 		return err
 	}
@@ -233,29 +235,21 @@ func (s *stream) next() (addr string, group, all []*part) {
 	if s.cur != nil {
 		addr = s.cur.addr
 	}
-	for range 2 {
-		for _, vb := range s.vbs {
-			p := s.parts[vb]
-			if p.proven || s.failed[vb] != nil {
-				continue
-			}
-			at, ok := s.layout.active[vb]
-			switch {
-			case !ok:
-				// The map may change yet: a failover moves it in steps.
-				s.leave(pump.Retryable(s.layout.refuse(vb)), p)
-				continue
-			case addr == "":
-				addr = at
-			case at != addr:
-				continue
-			}
-			all = append(all, p)
+	wanted := func(vb uint16) bool { return !s.parts[vb].proven && s.failed[vb] == nil }
+	here := func(vb uint16) bool { return s.layout.Active[vb] == addr && wanted(vb) }
+	if addr == "" || !slices.ContainsFunc(s.vbs, here) {
+		addr = s.layout.First(s.vbs, s.turn, wanted)
+	}
+	for _, vb := range s.vbs {
+		if !wanted(vb) {
+			continue
 		}
-		if len(all) > 0 || addr == "" {
-			break
+		if _, ok := s.layout.Active[vb]; !ok {
+			// The map may change yet: a failover moves it in steps.
+			s.leave(pump.Retryable(s.layout.Refuse(vb)), s.parts[vb])
+		} else if here(vb) {
+			all = append(all, s.parts[vb])
 		}
-		addr = ""
 	}
 	return addr, all[:min(len(all), s.src.cfg.Options.OpenVBuckets)], all
 }
@@ -295,7 +289,7 @@ func (s *stream) ask(ctx context.Context, addr string) (*cluster.Conn, error) {
 	if conn := s.asks[addr]; conn != nil {
 		return conn, nil
 	}
-	conn, err := cluster.DialKV(ctx, s.src.places.kv(s.layout, addr))
+	conn, err := cluster.DialKV(ctx, s.src.at.Places.KV(s.layout, addr))
 	if err != nil {
 		return nil, err
 	}
@@ -388,7 +382,7 @@ func (s *stream) start(ctx context.Context, addr string, group, all []*part) err
 		s.hangUp()
 	}
 	if s.cur == nil {
-		if s.cur, err = openFeed(ctx, s.src.places.kv(s.layout, addr), &s.src.cfg.Options, &s.flow, s.parts); err != nil {
+		if s.cur, err = openFeed(ctx, s.src.at.Places.KV(s.layout, addr), &s.src.cfg.Options, &s.flow, s.parts); err != nil {
 			s.cur = nil
 			return err
 		}
@@ -451,7 +445,7 @@ func (s *stream) await(ctx context.Context, addr string, parts []*part, info map
 		}
 	}
 	s.waits++
-	l, err := s.src.locate(ctx, true)
+	l, err := s.src.at.Locate(ctx, true)
 	if err != nil {
 		return err
 	}
@@ -533,16 +527,16 @@ func (s *stream) unproven(addr string, p *part, why string) {
 
 // look finds the vbuckets that have changed since they were proven (Follow).
 func (s *stream) look(ctx context.Context) error {
-	l, err := s.src.locate(ctx, false)
+	l, err := s.src.at.Locate(ctx, false)
 	if err != nil {
 		return err
 	}
 	s.layout = l
 	nodes := map[string][]*part{}
 	for _, vb := range s.vbs {
-		addr, ok := l.active[vb]
+		addr, ok := l.Active[vb]
 		if !ok {
-			return pump.Retryable(l.refuse(vb))
+			return pump.Retryable(l.Refuse(vb))
 		}
 		nodes[addr] = append(nodes[addr], s.parts[vb])
 	}
@@ -571,5 +565,5 @@ func listParts(parts []*part) string {
 		vbs = append(vbs, p.vb)
 	}
 	slices.Sort(vbs)
-	return listVBuckets(vbs)
+	return places.List(vbs)
 }

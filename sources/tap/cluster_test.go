@@ -10,8 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"pgregory.net/rapid"
-
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/pump/pumptest"
@@ -168,7 +166,7 @@ func mustNew(t testing.TB, cfg Config) *DumpSource {
 func TestMarksAndParallelism(t *testing.T) {
 	c := sim(t, simcluster.Config{Nodes: 2, VBuckets: 64})
 	want := fill(t, c.Bucket("default"), 500)
-	for threads, due := range map[int]int{0: 4, 1: 1, 2: 2, 7: 7, 500: 64} {
+	for threads, due := range map[int]int{0: 8, 1: 1, 2: 2, 7: 7, 500: 64} {
 		cfg := at(c)
 		cfg.Threads = threads
 		cfg.Options.DumpVBuckets = 5
@@ -235,7 +233,7 @@ func TestVBucketLists(t *testing.T) {
 		cfg := at(c)
 		cfg.VBuckets = []uint16{0, vb}
 		_, err := source(t, cfg).Streams(context.Background())
-		want(t, err, codeNoVBucket, fmt.Sprintf("vbucket %d", vb), "64 vbuckets, 0 to 63")
+		want(t, err, "tap-no-vbucket", fmt.Sprintf("vbucket %d", vb), "64 vbuckets, 0 to 63")
 		if pump.ClassOf(err) != pump.ClassUsage {
 			t.Errorf("%v is not of wrong use", err)
 		}
@@ -374,13 +372,13 @@ func TestMissingVBuckets(t *testing.T) {
 	}
 	cfg := at(c)
 	_, err := source(t, cfg).Streams(context.Background())
-	want(t, err, codeMissing, fmt.Sprintf("vbucket %d", missing[0]))
+	want(t, err, "tap-missing", fmt.Sprintf("vbucket %d", missing[0]))
 	if !strings.Contains(pump.HintOf(err), "--vbucket-list") {
 		t.Errorf("hint %q", pump.HintOf(err))
 	}
 	cfg.VBuckets = missing[:1]
 	_, err = source(t, cfg).Streams(context.Background())
-	want(t, err, codeMissing)
+	want(t, err, "tap-missing")
 	cfg.VBuckets = nil
 	for vb := range uint16(32) {
 		if !slices.Contains(missing, vb) {
@@ -596,11 +594,6 @@ func TestOtherEndpoints(t *testing.T) {
 			t.Errorf("%s: %v, class %d", url, err, pump.ClassOf(err))
 		}
 	}
-	for rest, addr := range map[string]string{"host": "host:11210", "[::1]": "[::1]:11210", "[::1]:5": "[::1]:5", "h:12000/": "h:12000"} {
-		if got, err := nodeAddr(rest); err != nil || got != addr {
-			t.Errorf("tap://%s is %q, %v; %q is due", rest, got, err, addr)
-		}
-	}
 	for _, o := range []Options{
 		{FlushTimeout: -1, IdleTimeout: 1, DumpVBuckets: 1}, {IdleTimeout: 0, DumpVBuckets: 1}, {IdleTimeout: 1, DumpVBuckets: 0, EndProof: "marker"},
 		{IdleTimeout: 1, DumpVBuckets: 1, EndProof: "hope"},
@@ -612,52 +605,6 @@ func TestOtherEndpoints(t *testing.T) {
 	if o := DefaultOptions(); o.FlushTimeout != time.Minute || o.IdleTimeout != 3*time.Minute || o.DumpVBuckets != 64 || o.EndProof != "marker" {
 		t.Errorf("defaults %+v", o)
 	}
-}
-
-func TestSplit(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		n := rapid.IntRange(1, 200).Draw(t, "vbuckets")
-		nodes := rapid.IntRange(1, 10).Draw(t, "nodes")
-		want := rapid.IntRange(0, 250).Draw(t, "threads")
-		active := map[uint16]string{}
-		var vbs []uint16
-		used := map[string]bool{}
-		for vb := range uint16(n) {
-			addr := fmt.Sprint("node", rapid.IntRange(0, nodes-1).Draw(t, "node"))
-			active[vb] = addr
-			used[addr] = true
-			vbs = append(vbs, vb)
-		}
-		parts := split(vbs, active, want)
-		due := want
-		if want == 0 {
-			due = max(fewStreams, len(used))
-		}
-		if due = min(due, n); len(parts) != due {
-			t.Fatalf("%d parts, %d are due", len(parts), due)
-		}
-		var all []uint16
-		for _, p := range parts {
-			if len(p) == 0 || !slices.IsSorted(p) {
-				t.Fatalf("part %v", p)
-			}
-			on := map[string]bool{}
-			for _, vb := range p {
-				on[active[vb]] = true
-			}
-			if due >= len(used) && len(on) > 1 {
-				t.Fatalf("a part is on %d nodes without need", len(on))
-			}
-			all = append(all, p...)
-		}
-		slices.Sort(all)
-		if !slices.Equal(all, vbs) {
-			t.Fatalf("the parts hold %v", all)
-		}
-		if fmt.Sprint(parts) != fmt.Sprint(split(vbs, active, want)) {
-			t.Fatal("another call splits otherwise")
-		}
-	})
 }
 
 func TestPlugin(t *testing.T) {

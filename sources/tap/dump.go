@@ -12,6 +12,7 @@ import (
 	"github.com/cbpump/cbpump/cluster"
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/sources/internal/places"
 )
 
 // dump is one TAP connection: the dump of one group of vbuckets of one node.
@@ -76,7 +77,7 @@ const tapFlags = mcbp.TapDump | mcbp.TapSupportAck | mcbp.TapListVBuckets
 // takes over stats, whatever the outcome.
 func newDump(ctx context.Context, kv cluster.KVConfig, stats *cluster.Conn, vbs []uint16, before map[uint16]cluster.VBInfo, fix bool, idle time.Duration) (*dump, error) {
 	d := &dump{
-		addr: kv.Addr, op: fmt.Sprintf("dump %s from %s", listVBuckets(vbs), kv.Addr),
+		addr: kv.Addr, op: fmt.Sprintf("dump %s from %s", places.List(vbs), kv.Addr),
 		kv: kv, stats: stats, idle: idle,
 		vbs: make([]vbDump, len(vbs)), index: make([]int32, int(vbs[len(vbs)-1])+1),
 		acked: true,

@@ -11,20 +11,22 @@ import (
 	"github.com/cbpump/cbpump/cluster"
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/sources/internal/places"
 )
 
 // stream dumps its vbuckets, group by group. It remembers which are proven, so
 // that a stream that is opened again dumps only the others.
 type stream struct {
-	src *DumpSource
-	id  string
-	vbs []uint16 // sorted
+	src  *DumpSource
+	id   string
+	turn int      // its number among the source's streams
+	vbs  []uint16 // sorted
 
 	proven map[uint16]bool
 	done   atomic.Int64 // len(proven), for Progress
 
 	// Since the last Open:
-	layout    *layout
+	layout    *places.Layout
 	opened    bool             // Open was called at all
 	refreshed bool             // layout is newer than the first one
 	blocked   map[uint16]error // why vbuckets are left to the next Open
@@ -32,8 +34,8 @@ type stream struct {
 	cur       *dump            // what is being read
 }
 
-func newStream(src *DumpSource, vbs []uint16) *stream {
-	return &stream{src: src, id: streamID(src.cfg.Bucket, vbs), vbs: vbs, proven: map[uint16]bool{}}
+func newStream(src *DumpSource, turn int, vbs []uint16) *stream {
+	return &stream{src: src, id: places.StreamID(kind.Scheme, src.cfg.Bucket, "", vbs), turn: turn, vbs: vbs, proven: map[uint16]bool{}}
 }
 
 // ID names bucket and vbuckets.
@@ -57,7 +59,7 @@ func (s *stream) Open(ctx context.Context, from []pump.Mark) error {
 	s.blocked, s.errs = map[uint16]error{}, nil
 	again := s.opened
 	s.opened = true
-	l, err := s.src.locate(ctx, again)
+	l, err := s.src.at.Locate(ctx, again)
 	if err != nil {
 		return err
 	}
@@ -149,22 +151,19 @@ func (s *stream) block(err error, vbs ...uint16) {
 // next returns the vbuckets to dump next, and all the stream still wants of the
 // same node.
 func (s *stream) next() (addr string, group, all []uint16) {
+	wanted := func(vb uint16) bool { return !s.proven[vb] && s.blocked[vb] == nil }
+	addr = s.layout.First(s.vbs, s.turn, wanted)
 	for _, vb := range s.vbs {
-		if s.proven[vb] || s.blocked[vb] != nil {
+		if !wanted(vb) {
 			continue
 		}
-		at, ok := s.layout.active[vb]
-		switch {
-		case !ok:
+		at, ok := s.layout.Active[vb]
+		if !ok {
 			// The map may change yet: a failover moves it in steps.
-			s.block(pump.Retryable(s.layout.refuse(vb)), vb)
-			continue
-		case addr == "":
-			addr = at
-		case at != addr:
-			continue
+			s.block(pump.Retryable(s.layout.Refuse(vb)), vb)
+		} else if at == addr {
+			all = append(all, vb)
 		}
-		all = append(all, vb)
 	}
 	return addr, all[:min(len(all), s.src.cfg.Options.DumpVBuckets)], all
 }
@@ -196,7 +195,7 @@ func (s *stream) begin(ctx context.Context) (*dump, error) {
 // neither dump nor error when begin has to choose anew.
 func (s *stream) start(ctx context.Context, addr string, group []uint16) (*dump, error) {
 	o := &s.src.cfg.Options
-	kv := s.src.places.kv(s.layout, addr)
+	kv := s.src.at.Places.KV(s.layout, addr)
 	stats, err := cluster.DialKV(ctx, kv)
 	if err != nil {
 		return nil, err
@@ -224,7 +223,7 @@ func (s *stream) start(ctx context.Context, addr string, group []uint16) (*dump,
 			continue
 		}
 		if !s.refreshed {
-			if s.layout, err = s.src.locate(ctx, true); err != nil {
+			if s.layout, err = s.src.at.Locate(ctx, true); err != nil {
 				return nil, err
 			}
 			s.refreshed = true
@@ -236,7 +235,7 @@ func (s *stream) start(ctx context.Context, addr string, group []uint16) (*dump,
 		return nil, nil
 	}
 	kept = true
-	return newDump(ctx, kv, stats, ready, before, s.layout.fix[addr], o.IdleTimeout)
+	return newDump(ctx, kv, stats, ready, before, knowsFix(s.layout.Versions[addr]), o.IdleTimeout)
 }
 
 // unflushed names the option behind a wait that took too long; waiting the same

@@ -17,6 +17,7 @@ import (
 	"github.com/cbpump/cbpump/internal/capture"
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/sources/internal/places"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -418,7 +419,7 @@ func TestDumpsAgainWhatIsNotProven(t *testing.T) {
 		t.Fatalf("%+v", got)
 	}
 	for i, due := range []string{"1-2,5", "2", "2", "2"} {
-		if have := ranges(f.requests()[i].VBuckets); have != due {
+		if have := places.Ranges(f.requests()[i].VBuckets); have != due {
 			t.Errorf("dump %d was of vbuckets %s, %s are due", i, have, due)
 		}
 	}
@@ -876,5 +877,5 @@ func TestStatesOfOneNode(t *testing.T) {
 	f.set(0, cluster.VBInfo{State: mcbp.VBPending})
 	f.set(5, cluster.VBInfo{State: mcbp.VBDead})
 	_, err = source(t, Config{URL: f.url()}).Streams(context.Background())
-	want(t, err, codeNothing)
+	want(t, err, "tap-nothing")
 }

@@ -1,0 +1,37 @@
+package dcp
+
+import (
+	"fmt"
+	"testing"
+
+	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/pump/pumptest"
+	"github.com/cbpump/cbpump/simcluster"
+)
+
+// TestResume: a new process goes on behind the marks, also when the map has changed
+// meanwhile, and reads no complete vbucket again.
+func TestResume(t *testing.T) {
+	for _, version := range []string{"3.0.3", "6.6.5", "7.0.5"} {
+		for _, batches := range []int{0, 1, 4, 9, -1} {
+			for _, moved := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s after %d batches, moved %v", version, batches, moved), func(t *testing.T) {
+					c := sim(t, simcluster.Config{Nodes: 3, VBuckets: 24, Version: version, DCPFromDisk: version == "6.6.5",
+						Buckets: []simcluster.BucketConfig{{Name: "default", Replicas: 1}}})
+					fill(t, c.Bucket("default"), 600)
+					cfg := at(c)
+					cfg.Threads, cfg.Options.OpenVBuckets = 4, 2
+					suite := pumptest.ResumeSuite{Batches: batches, New: func(t *testing.T) pump.Source { return mustNew(t, cfg) }}
+					if moved {
+						suite.Meanwhile = func(t *testing.T) {
+							if err := c.Failover(c.Nodes()[2]); err != nil {
+								t.Fatal(err)
+							}
+						}
+					}
+					pumptest.TestResume(t, suite)
+				})
+			}
+		}
+	}
+}

@@ -30,5 +30,5 @@ race: setup
 fuzz-smoke: ## every fuzz target for FUZZTIME
 	@./scripts/fuzz-smoke.sh $(FUZZTIME)
 
-bench: ## benchmarks with allocations
-	$(GO) test -run '^$$' -bench . -benchmem ./...
+bench: build ## each pair against its limit, into docs/performance.md; BENCH holds flags
+	$(GO) run ./bench --out docs $(BENCH)

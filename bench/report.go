@@ -1,0 +1,101 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// The tables stand between these lines of the note; what is around them is
+// written by hand and stays.
+const (
+	tableBegin = "<!-- measured: written by make bench -->\n"
+	tableEnd   = "<!-- end of what make bench writes -->\n"
+)
+
+// write writes the numbers and the plot into dir, and the tables into its
+// performance.md.
+func (r *report) write(dir string) error {
+	note := filepath.Join(dir, "performance.md")
+	old, err := os.ReadFile(note)
+	if err != nil {
+		return err
+	}
+	head, rest, ok := bytes.Cut(old, []byte(tableBegin))
+	_, tail, ok2 := bytes.Cut(rest, []byte(tableEnd))
+	if !ok || !ok2 {
+		return fmt.Errorf("%s: the lines between which the tables go are missing", note)
+	}
+	numbers, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return err
+	}
+	text := string(head) + tableBegin + "\n" + r.markdown() + "\n" + tableEnd + string(tail)
+	return errors.Join(
+		os.WriteFile(filepath.Join(dir, "performance.json"), append(numbers, '\n'), 0o644),
+		os.WriteFile(filepath.Join(dir, "performance.svg"), []byte(r.svg()), 0o644),
+		os.WriteFile(note, []byte(text), 0o644),
+	)
+}
+
+func (r *report) markdown() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s; %s; load before: %s.\n\n", r.When.Format("2006-01-02 15:04 MST"), r.Machine, r.Load)
+	fmt.Fprintf(&b, "| pair | value | limit, items/s | pump, items/s | ratio (least–most) | goal | pump CPU, ns/item (user + sys) | limit CPU | servers' CPU beside pump / limit | pump's peak memory |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+	for _, l := range r.Rows {
+		b.WriteString(l.markdown(fmt.Sprintf("%.2f", l.Goal)))
+	}
+	for _, l := range r.Control {
+		b.WriteString(l.markdown("control"))
+	}
+	b.WriteString("\n![ratio to the limit, by pair and size of values](performance.svg)\n")
+	return b.String()
+}
+
+func (l *row) markdown(goal string) string {
+	return fmt.Sprintf("| %s | %d B | %s | %s | **%.2f** (%.2f–%.2f) | %s | %.0f + %.0f | %.0f | %.0f / %.0f | %.0f MiB |\n",
+		l.Pair, l.Size, thousands(l.Limit), thousands(l.Pump), l.Ratio, l.Least, l.Most, goal,
+		l.User, l.Sys, l.LimitCPU, l.PumpServer, l.LimitServer, float64(l.Peak)/(1<<20))
+}
+
+// thousands writes a rate in thousands.
+func thousands(n float64) string { return fmt.Sprintf("%.0f k", n/1000) }
+
+// svg draws the ratios as bars, with the goals.
+func (r *report) svg() string {
+	const (
+		left, top, bar, gap, scale = 250, 40, 18, 10, 420.0 // pixels; scale is for a ratio of 1
+		most                       = 1.2
+	)
+	rows := append(append([]row(nil), r.Rows...), r.Control...)
+	height := top + len(rows)*(bar+gap) + 30
+	var b strings.Builder
+	fmt.Fprintf(&b, `<svg xmlns="http://www.w3.org/2000/svg" width="%d" height="%d" font-family="sans-serif" font-size="12">`+"\n", int(left+most*scale)+40, height)
+	b.WriteString(`<rect width="100%" height="100%" fill="white"/>` + "\n")
+	fmt.Fprintf(&b, `<text x="10" y="20" font-size="14">Throughput as a share of the limit; line: least to most of %d rounds; red: goal</text>`+"\n", rows[0].Rounds)
+	for i := range 7 {
+		x := left + float64(i)*0.2*scale
+		fmt.Fprintf(&b, `<line x1="%.0f" y1="%d" x2="%.0f" y2="%d" stroke="#ddd"/><text x="%.0f" y="%d" text-anchor="middle">%.1f</text>`+"\n", x, top-8, x, height-24, x, height-8, float64(i)*0.2)
+	}
+	for i, l := range rows {
+		y := top + i*(bar+gap)
+		at := func(v float64) float64 { return left + min(v, most)*scale }
+		colour := "#4878a8"
+		if i >= len(r.Rows) {
+			colour = "#999"
+		}
+		fmt.Fprintf(&b, `<text x="%d" y="%d" text-anchor="end">%s, %d B</text>`, left-8, y+bar-5, l.Pair, l.Size)
+		fmt.Fprintf(&b, `<rect x="%d" y="%d" width="%.1f" height="%d" fill="%s"/>`, left, y, at(l.Ratio)-left, bar, colour)
+		fmt.Fprintf(&b, `<line x1="%.1f" y1="%d" x2="%.1f" y2="%d" stroke="black"/>`, at(l.Least), y+bar/2, at(l.Most), y+bar/2)
+		if i < len(r.Rows) {
+			fmt.Fprintf(&b, `<line x1="%.1f" y1="%d" x2="%.1f" y2="%d" stroke="red" stroke-width="2"/>`, at(l.Goal), y-2, at(l.Goal), y+bar+2)
+		}
+		b.WriteString("\n")
+	}
+	b.WriteString("</svg>\n")
+	return b.String()
+}

@@ -121,6 +121,20 @@ func leftOutOf(r *pump.Report) []leftOutField {
 	return list
 }
 
+// lossField is a part of items that the destination has no place for.
+type lossField struct {
+	Part  string `json:"part"`
+	Items uint64 `json:"items"`
+}
+
+func lossesOf(r *pump.Report) []lossField {
+	list := []lossField{}
+	for _, l := range r.Losses {
+		list = append(list, lossField{l.Part, l.Items})
+	}
+	return list
+}
+
 type errorLine struct {
 	Type    string `json:"type"` // "error"
 	Class   string `json:"class"`

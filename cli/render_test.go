@@ -275,3 +275,14 @@ func TestLeftOutDefinitionsAreShown(t *testing.T) {
 		t.Errorf("%+v", l)
 	}
 }
+
+func TestLostPartsAreShown(t *testing.T) {
+	r := &pump.Report{Losses: []pump.Loss{{Part: "the CAS", Items: 1200}}}
+	if text := reportText(r); !strings.Contains(text, "not written: the CAS of 1,200 items, for which the destination has no place") {
+		t.Errorf("%s", text)
+	}
+	run := &transfer{flags: newTransferFlags("x"), report: r}
+	if l := run.result(0).(resultLine); len(l.Losses) != 1 || l.Losses[0] != (lossField{"the CAS", 1200}) {
+		t.Errorf("%+v", l)
+	}
+}

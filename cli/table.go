@@ -54,6 +54,9 @@ func reportText(r *pump.Report) string {
 	for _, d := range r.LeftOut {
 		fmt.Fprintf(&b, "  not written: the source's %s (%s), for which the destination has no place\n", plainText(string(d.Kind)), bytesText(float64(len(d.JSON))))
 	}
+	for _, l := range r.Losses {
+		fmt.Fprintf(&b, "  not written: %s of %s items, for which the destination has no place\n", plainText(l.Part), grouped(l.Items))
+	}
 	rejections(&b, r)
 	return strings.TrimSuffix(b.String(), "\n")
 }

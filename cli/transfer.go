@@ -269,6 +269,7 @@ type resultLine struct {
 	Causes  []causeField   `json:"causes"`
 	Streams []streamField  `json:"streams"`
 	LeftOut []leftOutField `json:"definitions_left_out"`
+	Losses  []lossField    `json:"parts_left_out"`
 	// DeadLetters is the file with the rejected items, "" if there is none.
 	DeadLetters string `json:"dead_letters"`
 }
@@ -282,7 +283,8 @@ func (t *transfer) result(code int) any {
 	if t.report != nil {
 		l.Total = r.Estimate.Items
 	}
-	l.counters, l.Causes, l.Streams, l.LeftOut = countersOf(r.Snapshot), causesOf(r), streamsOf(r), leftOutOf(r)
+	l.counters, l.Causes, l.Streams = countersOf(r.Snapshot), causesOf(r), streamsOf(r)
+	l.LeftOut, l.Losses = leftOutOf(r), lossesOf(r)
 	if t.dead != nil && t.dead.Len() > 0 {
 		l.DeadLetters = t.dead.Path()
 	}

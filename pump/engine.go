@@ -74,7 +74,7 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	err := e.run(ctx)
 	report := &Report{Snapshot: e.snapshot()}
 	e.ledger.fill(report)
-	report.LeftOut = e.leftOut
+	report.LeftOut, report.Losses = e.leftOut, e.lost()
 	for _, s := range e.streams {
 		report.StreamReports = append(report.StreamReports, StreamReport{ID: s.id, Err: s.err})
 	}

@@ -38,6 +38,8 @@ type Report struct {
 	Causes []CauseCount
 	// LeftOut are the source's definitions that the sink had no place for.
 	LeftOut []Definition
+	// Losses are the parts of done items that the sink had no place for.
+	Losses []Loss
 }
 
 // StreamReport is what became of one stream.

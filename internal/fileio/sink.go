@@ -31,13 +31,18 @@ type Sink struct {
 	Head    []byte // what comes before the first item
 	Lane    int    // most lanes; 0 leaves it open
 	Encode  Encoder
+	Loses   Part // what the format has no place for in items that it takes
 	Log     hclog.Logger
 
 	mu        sync.Mutex // guards the output while lanes are at work
 	out       *Output
 	items     uint64
 	committed bool
+	losses    Losses
 }
+
+// Losses implements pump.Loser.
+func (s *Sink) Losses() []pump.Loss { return s.losses.List() }
 
 // Check implements pump.Checker.
 func (s *Sink) Check(context.Context) error { return CheckOutput(s.Path, s.Replace) }
@@ -155,6 +160,7 @@ func (l *lane) flush(ctx context.Context, b *pump.Batch, from, to int) error {
 	}
 	for i := from; i < to; i++ {
 		if b.Verdict(i) == pump.Unconfirmed {
+			l.sink.losses.Note(&b.Items[i], l.sink.Loses)
 			b.Done(i)
 		}
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/cbpump/cbpump/internal/cbb"
+	"github.com/cbpump/cbpump/internal/fileio"
 	"github.com/cbpump/cbpump/pump"
 )
 
@@ -58,10 +59,18 @@ type Sink struct {
 	defs    []pump.Definition
 	done    bool
 
+	losses fileio.Losses
+
 	mu    sync.Mutex
 	files int // data files begun
 	sums  cbb.Sums
 }
+
+// loses is what a data file has no column for.
+const loses = fileio.Meta | fileio.Expired
+
+// Losses implements pump.Loser.
+func (s *Sink) Losses() []pump.Loss { return s.losses.List() }
 
 // New returns a sink for a folder. Nothing is written before Lanes.
 func New(dir string, env pump.Env, o Options) (*Sink, error) {
@@ -397,6 +406,7 @@ func (l *lane) Write(ctx context.Context, b *pump.Batch) error {
 			return err
 		}
 		for range added {
+			l.sink.losses.Note(&b.Items[i], loses)
 			b.Done(i)
 			i++
 		}

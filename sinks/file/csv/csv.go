@@ -49,7 +49,7 @@ func New(path string, o Options) (*fileio.Sink, error) {
 	if path == "" {
 		return nil, pump.Usagef("csv: names no file; write csv:FILE, or csv:- for standard output")
 	}
-	return &fileio.Sink{Path: path, Replace: o.Overwrite, Head: []byte(Header), Encode: o.append}, nil
+	return &fileio.Sink{Path: path, Replace: o.Overwrite, Head: []byte(Header), Encode: o.append, Loses: fileio.Seqno | fileio.Meta}, nil
 }
 
 var (

@@ -61,7 +61,16 @@ type Sink struct {
 	log   hclog.Logger
 	place place
 	items atomic.Uint64
+
+	losses fileio.Losses
 }
+
+// loses is what a document that is a file of its own does not have. That it is JSON
+// can be seen; any other datatype cannot.
+const loses = fileio.VBucket | fileio.Flags | fileio.Expiry | fileio.CAS | fileio.Rev | fileio.Seqno | fileio.Meta | fileio.Gone
+
+// Losses implements pump.Loser.
+func (s *Sink) Losses() []pump.Loss { return s.losses.List() }
 
 // place is where documents go. It is used concurrently, but for one key by one
 // goroutine at a time.
@@ -209,6 +218,11 @@ func (l lane) Write(ctx context.Context, b *pump.Batch) error {
 			return context.Cause(ctx)
 		}
 		it := &b.Items[i]
+		lost := loses
+		isJSON := it.Op == pump.Mutation && json.Valid(it.Value) && utf8.Valid(it.Value)
+		if !isJSON || it.Datatype != datatypeJSON {
+			lost |= fileio.Datatype
+		}
 		switch {
 		case len(it.Key) == 0:
 			b.Settle(i, pump.Rejected, errNoKey)
@@ -225,7 +239,7 @@ func (l lane) Write(ctx context.Context, b *pump.Batch) error {
 				b.Settle(i, pump.Rejected, errDeletion)
 				continue
 			}
-		case s.o.NotJSON != "write" && !(json.Valid(it.Value) && utf8.Valid(it.Value)):
+		case s.o.NotJSON != "write" && !isJSON:
 			b.Settle(i, pump.Rejected, errNotJSON)
 			continue
 		default:
@@ -234,10 +248,14 @@ func (l lane) Write(ctx context.Context, b *pump.Batch) error {
 				return err
 			}
 		}
+		s.losses.Note(it, lost)
 		b.Done(i)
 	}
 	return nil
 }
+
+// datatypeJSON is the bit of a datatype that says JSON.
+const datatypeJSON = 1
 
 // Close has nothing of its own to release.
 func (l lane) Close() error { return nil }

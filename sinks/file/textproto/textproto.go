@@ -38,7 +38,8 @@ func Plugin() pump.SinkPlugin[Options] {
 func New(path string, o Options) *fileio.Sink {
 	// One lane: what is said of a key and of all others stays in the order of
 	// the source's streams.
-	return &fileio.Sink{Path: path, Lane: 1, Encode: o.append}
+	return &fileio.Sink{Path: path, Lane: 1, Encode: o.append, Loses: fileio.VBucket | fileio.CAS | fileio.Rev | fileio.Seqno |
+		fileio.Datatype | fileio.Meta | fileio.Expired | fileio.OfDeletion | fileio.LongOver}
 }
 
 const (

@@ -24,6 +24,7 @@ type common struct {
 	security          pump.Security
 	threads           int
 	extras            []string
+	limits            limitFlags
 	dryRun            bool
 	verbose           int
 	silent            bool
@@ -60,6 +61,7 @@ func (c *common) addShared() {
 	f.StringVar(&c.security.Network, "network", "auto", "")
 	f.IntVarP(&c.threads, "threads", "t", 0, "")
 	f.StringArrayVarP(&c.extras, "extra", "x", nil, "")
+	c.addLimits()
 	f.BoolVarP(&c.dryRun, "dry-run", "n", false, "")
 	f.CountVarP(&c.verbose, "verbose", "v", "")
 	f.BoolVarP(&c.silent, "silent", "s", false, "")

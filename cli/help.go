@@ -32,6 +32,12 @@ Security
   https:// and couchbases:// speak TLS 1.2 or later to REST and data ports.
 `
 
+const limitsHelp = `      --limit-items N                  read at most so many items a second
+      --limit-bytes SIZE               read at most so many bytes a second, such as 20m
+      --limits FILE                    the same from lines items=N and bytes=SIZE of FILE,
+                                       which may be changed while the run goes on
+`
+
 const outputHelp = `
 Output
   -v, --verbose                        more log on stderr: -v, -vv, -vvv
@@ -76,7 +82,7 @@ What the destination refuses
 Running
   -t, --threads N                      parallel writers, up to 256 (default: the sink's
                                        choice)
-  -x, --extra NAME=VALUE               an option of engine, source or sink; may be
+` + limitsHelp + `  -x, --extra NAME=VALUE               an option of engine, source or sink; may be
                                        repeated, or a=1,b=2
       --list-plugins                   list sources, sinks and options
 ` + outputHelp + exitHelp + `
@@ -116,7 +122,7 @@ Running
                                        with-meta (default auto)
   -t, --threads N                      parallel writers, up to 256 (default: the sink's
                                        choice)
-  -x, --extra NAME=VALUE               an option of the engine, the source or the sink;
+` + limitsHelp + `  -x, --extra NAME=VALUE               an option of the engine, the source or the sink;
                                        may be repeated, or a=1,b=2
 ` + outputHelp + exitHelp + `
   A vbucket is made active only when every item of it is confirmed and the counts

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 
 	"github.com/spf13/pflag"
 
@@ -50,8 +51,14 @@ func Recovery(ctx context.Context, r *pump.Registry, p *Process) int {
 	defer release()
 	job := &recoveryJob{say: say, flags: f, registry: r, result: &recovery.Result{}}
 	opt, err := job.prepare(p, r)
+	var unwatch func()
 	if err == nil {
-		opt.Stop = stop.Stop
+		opt.Limits, unwatch, err = f.startLimits(say)
+	}
+	if err == nil {
+		defer unwatch()
+		opt.Stop, opt.Monitor = stop.Stop, &pump.Monitor{}
+		stop.showStatus(func() string { return job.status(opt.Monitor) })
 		job.result, err = recovery.Run(work, opt)
 		say.Clear()
 		job.summary()
@@ -70,6 +77,7 @@ type recoveryJob struct {
 	registry *pump.Registry
 	result   *recovery.Result
 	meter    meter
+	phase    atomic.Value // recovery.Phase: the one under way
 }
 
 // prepare turns the flags into the options of a recovery; it contacts nobody.
@@ -214,6 +222,7 @@ func (j *recoveryJob) event(e recovery.Event) {
 		say.warn(warningLine{Type: "warning", Code: e.Code, Message: e.Text, Hint: e.Hint})
 		return
 	case recovery.PhaseStarted:
+		j.phase.Store(e.Phase)
 		say.Emit(phaseLine{Type: "phase", Phase: e.Phase, State: "started", VBuckets: e.VBuckets})
 	case recovery.PhaseEnded:
 		say.Clear()

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,8 +23,9 @@ type stopper struct {
 	stop   chan struct{}
 	cancel context.CancelFunc
 
-	mu  sync.Mutex
-	sig syscall.Signal // the first signal, 0 if none
+	mu     sync.Mutex
+	sig    syscall.Signal // the first signal, 0 if none
+	status func() string  // what the run is doing
 }
 
 // guard watches signals until release is called. The returned context is the one
@@ -39,7 +41,7 @@ func guard(ctx context.Context, p *Process, say *console) (work context.Context,
 	if signals == nil {
 		// Room for a signal of each kind, so that none is lost while one is handled.
 		ch := make(chan os.Signal, 8)
-		wanted := []os.Signal{syscall.SIGTERM, syscall.SIGPIPE}
+		wanted := append([]os.Signal{syscall.SIGTERM, syscall.SIGPIPE}, statusSignals...)
 		for _, sig := range []os.Signal{syscall.SIGINT, syscall.SIGHUP} {
 			if !signal.Ignored(sig) { // by nohup, or by a shell for its background jobs
 				wanted = append(wanted, sig)
@@ -59,7 +61,9 @@ func guard(ctx context.Context, p *Process, say *console) (work context.Context,
 				// SIGPIPE comes for connections that broke too, so it says nothing of
 				// our output; the failed write does. It is taken so that it does not
 				// end the process.
-				if sig, ok := sig.(syscall.Signal); ok && sig != syscall.SIGPIPE {
+				if slices.Contains(statusSignals, sig) {
+					s.tell()
+				} else if sig, ok := sig.(syscall.Signal); ok && sig != syscall.SIGPIPE {
 					s.on(sig)
 				}
 			}

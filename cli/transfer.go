@@ -54,6 +54,7 @@ func Transfer(ctx context.Context, r *pump.Registry, p *Process) int {
 	job := &transfer{say: say, flags: f}
 	work, stop, release := guard(ctx, p, say)
 	defer release()
+	stop.showStatus(job.status)
 	err := job.prepare(p, r)
 	if err == nil {
 		err = job.run(work, stop.Stop)
@@ -78,6 +79,7 @@ type transfer struct {
 	filter      func(*pump.Item) bool
 	report      *pump.Report
 	dryRunFound pump.Estimate
+	monitor     pump.Monitor
 	dead        *deadletter.File // nil: rejected items are not kept
 }
 
@@ -143,6 +145,11 @@ func toStdout(t *pump.Target) bool {
 
 // run opens both ends and moves the items, or only looks at both ends.
 func (t *transfer) run(ctx context.Context, stop <-chan struct{}) error {
+	limits, unwatch, err := t.flags.startLimits(t.say)
+	if err != nil {
+		return err
+	}
+	defer unwatch()
 	source, err := t.from.OpenSource(ctx)
 	if err != nil {
 		return err
@@ -178,6 +185,7 @@ func (t *transfer) run(ctx context.Context, stop <-chan struct{}) error {
 			}
 		}
 	}
+	cfg.Limits, cfg.Monitor = limits, &t.monitor
 	t.keepRejected(&cfg)
 	t.report, err = pump.Run(ctx, cfg)
 	if r := t.report; err == nil && r.Read == 0 && r.Filtered > 0 {

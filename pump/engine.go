@@ -26,6 +26,9 @@ type Config struct {
 	Filter func(*Item) bool
 	Log    hclog.Logger // nil: nothing is logged
 
+	// Limits slow the reading down; nil does not. They may be changed in mid-run.
+	Limits *Limits
+
 	// Stop, when closed, ends the reading; what was read is still finished
 	// (within Settings.DrainTime) and Run returns an error of ClassInterrupted.
 	Stop <-chan struct{}
@@ -51,6 +54,8 @@ type Config struct {
 
 	Progress      func(Snapshot) // called every ProgressEvery and once at the end
 	ProgressEvery time.Duration  // 0: one second
+
+	Monitor *Monitor // shows what the run is doing; may be nil
 
 	// Scribble overwrites every arena that is given back, to show that nobody
 	// kept an item's bytes. For tests.
@@ -198,6 +203,9 @@ func (e *engine) prepare(ctx context.Context) ([]Lane, error) {
 	}
 	e.router, _ = As[Router](e.cfg.Sink)
 	e.layOut(streams, lanes)
+	if e.cfg.Monitor != nil {
+		e.cfg.Monitor.run.Store(e)
+	}
 	return lanes, nil
 }
 
@@ -222,7 +230,7 @@ func (e *engine) layOut(streams []Stream, lanes []Lane) {
 	}
 	reading := min(max(1, len(streams)), s.StreamLimit)
 	const leastArena = 16 << 10
-	e.arena = int(min(int64(s.BatchBytes), max(leastArena, int64(s.Memory)/int64(4*reading))))
+	e.arena = int(min(int64(s.BatchBytes), max(leastArena, min(int64(s.Memory)/int64(4*reading), e.cfg.Limits.second()))))
 	e.budget = newBudget(int64(s.Memory))
 	laneBytes := int64(s.LaneBytes)
 	if laneBytes <= 0 {
@@ -300,11 +308,12 @@ func (e *engine) readAll(ctx context.Context) {
 		}
 		reading.Go(func() {
 			defer func() { <-slots }()
-			s.err = s.run(ctx)
-			if s.err == nil {
+			if s.err = s.run(ctx); s.err == nil {
+				s.enterState(StreamComplete)
 				e.ended.Add(1)
 				return
 			}
+			s.enterState(StreamFailed)
 			if !e.cfg.KeepGoing {
 				e.stopRead(s.err)
 			}
@@ -399,6 +408,7 @@ type streamRun struct {
 	stream  Stream
 	id      string
 	err     error // set once reading has ended
+	state   atomic.Int32
 	perLane [][]int32
 	latest  []Mark // the newest mark of each part that was read
 
@@ -422,6 +432,7 @@ func (s *streamRun) run(ctx context.Context) error {
 	pause := backoff{min: set.RetryMin, max: set.RetryMax}
 	attempt, reached := 0, time.Now()
 	for {
+		s.enterState(StreamReading)
 		err := s.stream.Open(ctx, s.latest)
 		if err == nil {
 			err = s.readToEnd(ctx)
@@ -457,11 +468,14 @@ func (s *streamRun) run(ctx context.Context) error {
 		}
 		s.e.cfg.Log.Warn("a source stream broke and is opened again", "stream", s.id, "attempt", attempt, "reason", err)
 		s.e.reopened.Add(1)
+		s.enterState(StreamPausing)
 		if err := pause.wait(ctx); err != nil {
 			return context.Cause(ctx)
 		}
 	}
 }
+
+func (s *streamRun) enterState(st StreamState) { s.state.Store(int32(st)) }
 
 func gaveUp(err error, after string) error {
 	return &Error{Class: ClassOf(err), Code: CodeOf(err), Hint: HintOf(err), Err: fmt.Errorf("%s: %w", after, err)}
@@ -505,38 +519,55 @@ func (s *streamRun) pass(ctx context.Context, p *parcel) error {
 		return err
 	}
 	s.enter(p)
+	for rest := b.Items; len(rest) > 0; {
+		n, err := e.cfg.Limits.wait(ctx, rest)
+		if err != nil {
+			// The run ends. What has not passed the limits was not read, so no mark
+			// may pass this batch: it stays unsettled.
+			return err
+		}
+		if err := s.route(p, len(b.Items)-len(rest), n); err != nil {
+			s.settle(p)
+			return err
+		}
+		rest = rest[n:]
+	}
+	s.settle(p)
+	return nil
+}
+
+// route queues n items of a batch, from the given one on. The batch is open as
+// long as the caller holds its share, so that a fast lane cannot give it back
+// while others still get their items.
+func (s *streamRun) route(p *parcel, from, n int) error {
+	e, b := s.e, p.batch
 	for i := range s.perLane {
 		s.perLane[i] = s.perLane[i][:0]
 	}
 	var bytes, filtered uint64
-	for i := range b.Items {
+	for i := from; i < from+n; i++ {
 		it := &b.Items[i]
 		if e.cfg.Filter != nil && !e.cfg.Filter(it) {
 			filtered++
 			continue
 		}
-		n, err := e.route(it)
+		lane, err := e.route(it)
 		if err != nil {
 			e.stopLanes(err)
-			s.settle(p)
 			return err
 		}
 		bytes += uint64(it.Size())
-		s.perLane[n] = append(s.perLane[n], int32(i))
+		s.perLane[lane] = append(s.perLane[lane], int32(i))
 	}
-	e.read.Add(uint64(len(b.Items)) - filtered)
+	e.read.Add(uint64(n) - filtered)
 	e.filtered.Add(filtered)
 	e.bytesRead.Add(bytes)
-	// The router holds one share itself, so that a fast lane cannot give the
-	// batch back while others still get their items.
-	atomic.StoreInt32(&p.open, 1)
 	for n, which := range s.perLane {
 		if len(which) > 0 {
 			atomic.AddInt32(&p.open, 1)
 			e.lanes[n].enqueue(p, which)
 		}
 	}
-	s.settle(p)
 	return nil
 }
 

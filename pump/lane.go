@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,6 +23,9 @@ type laneRun struct {
 	items  []Item
 	shares []share
 	closed bool
+
+	writing  atomic.Int64             // items of the write that is under way
+	retrying atomic.Pointer[retrying] // nil: nothing is sent again
 
 	// Only the lane's own goroutine uses these.
 	batch   Batch
@@ -111,6 +115,8 @@ func (l *laneRun) run(ctx context.Context) error {
 // write writes a batch until every item has a final verdict, and counts.
 func (l *laneRun) write(ctx context.Context, b *Batch) error {
 	b.StartWrite()
+	l.writing.Store(int64(len(b.Items)))
+	defer l.writing.Store(0)
 	err := l.lane.Write(ctx, b)
 	retry := false
 	var done, bytes uint64
@@ -206,6 +212,7 @@ func (l *laneRun) resend(ctx context.Context, b *Batch) error {
 	set := &l.e.cfg.Settings
 	pause := backoff{min: set.RetryMin, max: set.RetryMax}
 	lastProgress := time.Now()
+	defer l.retrying.Store(nil)
 	nextWarning := lastProgress.Add(firstWarning)
 	for {
 		l.gather(b)
@@ -217,6 +224,7 @@ func (l *laneRun) resend(ctx context.Context, b *Batch) error {
 		if waited := time.Since(lastProgress); waited >= set.RetryTime {
 			return giveUp(&b.Items[first], len(l.origins), waited, cause)
 		}
+		l.retrying.Store(&retrying{items: len(l.origins), since: lastProgress, cause: cause})
 		if err := pause.wait(ctx); err != nil {
 			return err
 		}

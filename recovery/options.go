@@ -48,6 +48,8 @@ type Options struct {
 
 	Threads  int           // lanes of the transfer; 0 leaves it to the sink
 	Settings pump.Settings // of the engine; the zero value means the defaults
+	Limits   *pump.Limits  // of the transfer; nil: none
+	Monitor  *pump.Monitor // shows what the transfer is doing; may be nil
 	// Verifier checks more than item counts before a vbucket is activated; nil
 	// means that counts decide.
 	Verifier Verifier

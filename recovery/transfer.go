@@ -138,6 +138,8 @@ func (r *run) transfer(ctx context.Context) error {
 		Log:           r.opt.Log,
 		Stop:          r.opt.Stop,
 		KeepGoing:     true,
+		Limits:        r.opt.Limits,
+		Monitor:       r.opt.Monitor,
 		OnVerdict:     r.tally.verdict,
 		OnMarks:       func(_ string, marks []pump.Mark) { r.tally.marks(marks) },
 		Progress:      func(s pump.Snapshot) { r.emit(Progress{s}) },

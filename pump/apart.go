@@ -17,6 +17,13 @@ type Identity struct {
 	KV     []string // host:port of the data ports
 }
 
+// Volatile is an optional ability of sinks that hold what was written in memory
+// only: it names the life of the server, and is another one once the server was
+// started anew and has forgotten everything. "" means that it does not say.
+type Volatile interface {
+	Life(ctx context.Context) (string, error)
+}
+
 // Identifier is an optional ability of sources and sinks that are a bucket.
 type Identifier interface {
 	Identity(ctx context.Context) (Identity, error)

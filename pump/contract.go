@@ -48,7 +48,10 @@ type Stream interface {
 	// ID names the stream, the same in every run: it is the checkpoint's key.
 	ID() string
 	// Open prepares reading behind the given marks; none means from the start.
-	// It is called again after Close when a retryable error ended the reading.
+	// They are of this run or of an earlier one, in which the vbuckets may have
+	// been divided into other streams: those of vbuckets that this stream has not
+	// are to be ignored. A mark that does not fit what is there now is an error.
+	// Open is called again after Close when a retryable error ended the reading.
 	Open(ctx context.Context, from []Mark) error
 	// Read fills b with at least one item, or returns an error; io.EOF means
 	// that the stream is complete, and proven to be. b comes empty and with an
@@ -94,8 +97,9 @@ type (
 	Router interface {
 		Route(it *Item) int
 	}
-	// Acknowledger is told which marks of a stream are confirmed, in order
-	// (invariant 3). Streams may implement it. The call comes from another
+	// Acknowledger is told which marks of a stream are confirmed, in order, so
+	// that more can be asked for: flow control. What may be forgotten is said to
+	// a Truncater only. Streams may implement it. The call comes from another
 	// goroutine than Read's, also while Read is blocked; one at a time.
 	Acknowledger interface {
 		Acknowledge(ctx context.Context, confirmed []Mark) error

@@ -32,6 +32,13 @@ type Config struct {
 	// Stop, when closed, ends the reading; what was read is still finished
 	// (within Settings.DrainTime) and Run returns an error of ClassInterrupted.
 	Stop <-chan struct{}
+	// Checkpoint, if set, is where the run goes on from and what it is saved to:
+	// every Settings.CheckpointEvery and at the end. A sink that is a Committer
+	// holds nothing durable before Commit, so its run is saved at the end only.
+	Checkpoint Checkpoint
+	// Sync, if set, makes durable what OnVerdict recorded. It is called before
+	// each save of the checkpoint, and its error keeps the checkpoint where it is.
+	Sync func() error
 	// KeepGoing lets other streams go on when one has failed. The run ends with
 	// that stream's error all the same.
 	KeepGoing bool
@@ -76,10 +83,11 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 		cfg.ProgressEvery = time.Second
 	}
 	e := &engine{cfg: cfg, seed: maphash.MakeSeed(), began: time.Now()}
+	e.progress = progress{e: e, keep: cfg.Checkpoint}
 	err := e.run(ctx)
 	report := &Report{Snapshot: e.snapshot()}
 	e.ledger.fill(report)
-	report.LeftOut, report.Losses = e.leftOut, e.lost()
+	report.LeftOut, report.Losses, report.Earlier = e.leftOut, e.lost(), e.progress.earlier
 	for _, s := range e.streams {
 		report.StreamReports = append(report.StreamReports, StreamReport{ID: s.id, Err: s.err})
 	}
@@ -92,17 +100,19 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 }
 
 type engine struct {
-	cfg     Config
-	seed    maphash.Seed
-	began   time.Time
-	lanes   []*laneRun
-	streams []*streamRun
-	router  Router
-	budget  *budget
-	arena   int // bytes of a batch's arena
-	ledger  ledger
-	leftOut []Definition
-	omitted error // what the source left out
+	cfg      Config
+	seed     maphash.Seed
+	began    time.Time
+	lanes    []*laneRun
+	streams  []*streamRun
+	router   Router
+	budget   *budget
+	arena    int // bytes of a batch's arena
+	ledger   ledger
+	progress progress
+	saved    atomic.Int64 // when the checkpoint was last saved, Unix nanoseconds; 0: never
+	leftOut  []Definition
+	omitted  error // what the source left out
 
 	estimate                                       Estimate
 	read, done, skipped, rejected, filtered        atomic.Uint64
@@ -116,12 +126,10 @@ type engine struct {
 var errStopped = &Error{Class: ClassInterrupted, Code: "interrupted", Err: errors.New("stopped before the end; what had been read was finished")}
 
 func (e *engine) run(ctx context.Context) (err error) {
+	closeEnds := sync.OnceValue(e.closeEnds)
 	defer func() {
-		if cerr := e.cfg.Source.Close(); cerr != nil && err == nil {
-			err = fmt.Errorf("close the source: %w", cerr)
-		}
-		if cerr := e.cfg.Sink.Close(); cerr != nil && err == nil {
-			err = fmt.Errorf("close the destination: %w", cerr)
+		if cerr := closeEnds(); err == nil {
+			err = cerr
 		}
 	}()
 	laneCtx, stopLanes := context.WithCancelCause(ctx)
@@ -155,6 +163,10 @@ func (e *engine) run(ctx context.Context) (err error) {
 	if e.cfg.Progress != nil {
 		helpers.Go(func() { e.showProgress(finished) })
 	}
+	_, whole := As[Committer](e.cfg.Sink)
+	if e.cfg.Checkpoint != nil && !whole {
+		helpers.Go(func() { e.progress.run(readCtx, finished) })
+	}
 	var writing sync.WaitGroup
 	for _, l := range e.lanes {
 		writing.Go(func() {
@@ -169,12 +181,34 @@ func (e *engine) run(ctx context.Context) (err error) {
 	}
 	writing.Wait()
 	endHelpers()
-	if err := e.outcome(ctx, laneCtx, readCtx); err != nil {
+	err = e.outcome(ctx, laneCtx, readCtx)
+	if err == nil {
+		closing := lanes
+		lanes = nil
+		if err = e.finish(ctx, closing); err == nil {
+			// A destination that cannot be closed may not have kept what it confirmed.
+			err = closeEnds()
+		}
+	}
+	if e.cfg.Checkpoint == nil || err != nil && whole {
 		return err
 	}
-	closing := lanes
-	lanes = nil
-	return e.finish(ctx, closing)
+	// What is known to be done is worth saving however the run ended.
+	if serr := e.progress.save(context.WithoutCancel(ctx), err == nil); serr != nil && !errors.Is(err, serr) {
+		err = errors.Join(err, serr)
+	}
+	return err
+}
+
+func (e *engine) closeEnds() error {
+	serr, derr := e.cfg.Source.Close(), e.cfg.Sink.Close()
+	switch {
+	case serr != nil:
+		return fmt.Errorf("close the source: %w", serr)
+	case derr != nil:
+		return fmt.Errorf("close the destination: %w", derr)
+	}
+	return nil
 }
 
 // prepare checks both ends and opens streams and lanes. The lanes that it
@@ -206,7 +240,7 @@ func (e *engine) prepare(ctx context.Context) ([]Lane, error) {
 	if e.cfg.Monitor != nil {
 		e.cfg.Monitor.run.Store(e)
 	}
-	return lanes, nil
+	return lanes, e.resume()
 }
 
 // layOut sizes arenas and lanes so that the streams have at least two batches
@@ -242,6 +276,28 @@ func (e *engine) layOut(streams []Stream, lanes []Lane) {
 	for _, st := range streams {
 		e.streams = append(e.streams, &streamRun{e: e, stream: st, id: st.ID(), perLane: make([][]int32, len(lanes))})
 	}
+}
+
+// resume puts the streams where the checkpoint says.
+func (e *engine) resume() error {
+	if e.cfg.Checkpoint == nil {
+		return nil
+	}
+	var ids []string
+	for _, s := range e.streams {
+		ids = append(ids, s.id)
+	}
+	from, earlier, err := e.cfg.Checkpoint.Start(ids)
+	if err != nil {
+		return err
+	}
+	e.progress.earlier = earlier
+	for _, s := range e.streams {
+		for _, m := range from[s.id] {
+			s.latest.add(m)
+		}
+	}
+	return nil
 }
 
 // watchStop turns a closed Stop into an end of reading, and into an end of
@@ -410,7 +466,7 @@ type streamRun struct {
 	err     error // set once reading has ended
 	state   atomic.Int32
 	perLane [][]int32
-	latest  []Mark // the newest mark of each part that was read
+	latest  markSet // the newest mark of each part that was read
 
 	mu      sync.Mutex
 	nextSeq uint64    // of the next batch
@@ -433,7 +489,7 @@ func (s *streamRun) run(ctx context.Context) error {
 	attempt, reached := 0, time.Now()
 	for {
 		s.enterState(StreamReading)
-		err := s.stream.Open(ctx, s.latest)
+		err := s.stream.Open(ctx, s.latest.marks)
 		if err == nil {
 			err = s.readToEnd(ctx)
 		}
@@ -577,7 +633,7 @@ func (s *streamRun) enter(p *parcel) {
 	for _, m := range p.batch.Marks {
 		m.State = append([]byte(nil), m.State...)
 		w.marks = append(w.marks, m)
-		s.remember(m)
+		s.latest.add(m)
 	}
 	s.mu.Lock()
 	p.stream, p.seq = s, s.nextSeq
@@ -585,16 +641,6 @@ func (s *streamRun) enter(p *parcel) {
 	s.window = append(s.window, w)
 	s.mu.Unlock()
 	atomic.StoreInt32(&p.open, 1)
-}
-
-func (s *streamRun) remember(m Mark) {
-	for i := range s.latest {
-		if s.latest[i].VBucket == m.VBucket {
-			s.latest[i] = m
-			return
-		}
-	}
-	s.latest = append(s.latest, m)
 }
 
 // settle gives up one share of a batch. With the last one the batch is settled:
@@ -625,6 +671,9 @@ func (s *streamRun) settle(p *parcel) {
 	}
 	if s.e.cfg.OnMarks != nil {
 		s.e.cfg.OnMarks(s.id, marks)
+	}
+	if s.e.cfg.Checkpoint != nil {
+		s.e.progress.reach(s.id, marks)
 	}
 	if a, ok := As[Acknowledger](s.stream); ok {
 		// An error means that the stream is broken; its Read will say so.

@@ -434,6 +434,18 @@ func (v *Resolved) Decode(into any) error {
 // Set sets an option; it takes the place of one in the spec.
 func (v *Resolved) Set(name, value string) { v.values[name] = value }
 
+// Given returns the options that were set to something else than their default,
+// by name, without those that are secrets.
+func (v *Resolved) Given() map[string]string {
+	out := make(map[string]string)
+	for _, o := range v.Plugin.Options {
+		if value, ok := v.values[o.Name]; ok && !o.Secret && value != o.Default {
+			out[o.Name] = value
+		}
+	}
+	return out
+}
+
 // OpenSource calls the plugin's New.
 func (v *Resolved) OpenSource(ctx context.Context) (Source, error) {
 	if v.Plugin.newSource == nil {

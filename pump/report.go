@@ -40,6 +40,8 @@ type Report struct {
 	LeftOut []Definition
 	// Losses are the parts of done items that the sink had no place for.
 	Losses []Loss
+	// Earlier is what the runs counted that this one went on from.
+	Earlier Counts
 }
 
 // StreamReport is what became of one stream.
@@ -121,20 +123,28 @@ func (l *ledger) fill(r *Report) {
 // verdictError is the error of a run that came to its end: nil when every item
 // is Done. It enforces invariant 8.
 func (r *Report) verdictError() error {
-	switch {
-	case r.Read != r.Done+r.Skipped+r.Rejected:
+	if r.Read != r.Done+r.Skipped+r.Rejected {
 		return &Error{Class: ClassFailed, Code: "unreconciled",
 			Err:  fmt.Errorf("%d items were read, but %d done + %d skipped + %d rejected do not add up to that", r.Read, r.Done, r.Skipped, r.Rejected),
 			Hint: "This is a defect of the sink or of the pump. Nothing beyond the items counted as done is known to be at the destination."}
-	case r.Rejected > 0 && r.Skipped > 0:
-		return &Error{Class: ClassPartial, Code: "partial",
-			Err: fmt.Errorf("%s rejected by the destination and %s skipped", itemsWere(r.Rejected), itemsWere(r.Skipped))}
-	case r.Rejected > 0:
-		return &Error{Class: ClassPartial, Code: "rejected", Err: fmt.Errorf("%s rejected by the destination", itemsWere(r.Rejected))}
-	case r.Skipped > 0:
-		return &Error{Class: ClassPartial, Code: "skipped", Err: fmt.Errorf("%s skipped", itemsWere(r.Skipped))}
 	}
-	return nil
+	// What an earlier run could not write is not at the destination either.
+	rejected, skipped := r.Rejected+r.Earlier.Rejected, r.Skipped+r.Earlier.Skipped
+	e := &Error{Class: ClassPartial}
+	switch {
+	case rejected > 0 && skipped > 0:
+		e.Code, e.Err = "partial", fmt.Errorf("%s rejected by the destination and %s skipped", itemsWere(rejected), itemsWere(skipped))
+	case rejected > 0:
+		e.Code, e.Err = "rejected", fmt.Errorf("%s rejected by the destination", itemsWere(rejected))
+	case skipped > 0:
+		e.Code, e.Err = "skipped", fmt.Errorf("%s skipped", itemsWere(skipped))
+	default:
+		return nil
+	}
+	if n := r.Earlier.Rejected + r.Earlier.Skipped; n > 0 {
+		e.Err = fmt.Errorf("%w; %d of them in earlier runs", e.Err, n)
+	}
+	return e
 }
 
 func itemsWere(n uint64) string {

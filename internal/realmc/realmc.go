@@ -21,8 +21,9 @@ import (
 type Server struct {
 	Addr string // host:port
 
+	args   []string
 	cmd    *exec.Cmd
-	kill   sync.Once
+	kill   *sync.Once
 	exited chan struct{}
 }
 
@@ -54,21 +55,46 @@ func Launch(args ...string) (*Server, error) {
 		if os.Getuid() == 0 {
 			line = append(line, "-u", "root")
 		}
-		s := &Server{Addr: addr, cmd: exec.Command("memcached", append(line, args...)...), exited: make(chan struct{})}
-		s.cmd.Stderr = io.Discard
-		if err := s.cmd.Start(); err != nil {
-			return nil, fmt.Errorf("start memcached (make setup installs it): %w", err)
-		}
-		go func() {
-			_ = s.cmd.Wait()
-			close(s.exited)
-		}()
-		if last = s.ready(); last == nil {
+		s := &Server{Addr: addr, args: append(line, args...)}
+		if last = s.start(); last == nil {
 			return s, nil
 		}
-		s.Close()
+		if errors.Is(last, exec.ErrNotFound) {
+			break
+		}
 	}
-	return nil, fmt.Errorf("memcached does not start: %w", last)
+	return nil, fmt.Errorf("memcached does not start (make setup installs it): %w", last)
+}
+
+func (s *Server) start() error {
+	s.cmd, s.exited, s.kill = exec.Command("memcached", s.args...), make(chan struct{}), new(sync.Once)
+	s.cmd.Stderr = io.Discard
+	if err := s.cmd.Start(); err != nil {
+		return err
+	}
+	cmd, exited := s.cmd, s.exited
+	go func() {
+		_ = cmd.Wait()
+		close(exited)
+	}()
+	if err := s.ready(); err != nil {
+		s.Close()
+		return err
+	}
+	return nil
+}
+
+// Restart kills the process and starts an empty one at the same address. Nothing
+// else may use the Server meanwhile.
+func (s *Server) Restart() error {
+	s.Kill()
+	var last error
+	for range 20 { // somebody else may have got the port for a moment
+		if last = s.start(); last == nil {
+			return nil
+		}
+	}
+	return fmt.Errorf("memcached does not start again: %w", last)
 }
 
 // ready waits until memcached listens or has exited.

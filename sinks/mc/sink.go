@@ -68,6 +68,7 @@ type Sink struct {
 	where string
 	// password is a function so that no printed sink shows it (invariant 9).
 	password func() string
+	life     life
 }
 
 // New returns a sink for one memcached server. It does not connect.
@@ -120,6 +121,7 @@ func (s *Sink) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
 	if err != nil {
 		return nil, err
 	}
+	s.life.wrote = s.cfg.Operation != "get"
 	lanes := make([]pump.Lane, want)
 	for i := range lanes {
 		lanes[i] = &lane{sink: s, rulings: NewRulings(s.where), op: s.cfg.Operation}
@@ -146,12 +148,7 @@ func (s *Sink) refuseVBuckets(ctx context.Context, p *pipe.Pipe) error {
 	p.Out = mcbp.AppendFrame(p.Out, mcbp.Header{Magic: mcbp.MagicRequest, Opcode: mcbp.OpStat, Opaque: p.Opaque(0)}, nil, []byte("vbucket"), nil)
 	p.End()
 	if err := p.Wait(); err != nil {
-		err = s.lost("ask "+s.where+" for vbuckets", err)
-		var e *pump.Error
-		if errors.As(err, &e) && e.Code == "destination-lost" {
-			e.Hint = "is this a node of a Couchbase cluster? From 5.0 on they hang up on who is not logged in; write to it with http:// or couchbase://"
-		}
-		return err
+		return s.lostAsking("ask "+s.where+" for vbuckets", err)
 	}
 	for i := range p.Answers() {
 		h := &p.Answers()[i].Header
@@ -175,8 +172,18 @@ func (s *Sink) Identity(context.Context) (pump.Identity, error) {
 	return pump.Identity{Name: s.where, Bucket: s.cfg.Username, KV: []string{s.cfg.Addr}}, nil
 }
 
-// Close has nothing to release: lanes own the connections.
-func (s *Sink) Close() error { return nil }
+// Close looks once more whether the server is the one that confirmed what was
+// written. There is nothing to release: lanes own the connections.
+func (s *Sink) Close() error {
+	if !s.life.wrote || s.life.name == "" {
+		return nil
+	}
+	p, err := s.dial(context.Background()) // within the sink's timeout
+	if err != nil {
+		return err
+	}
+	return p.Close()
+}
 
 // dial connects and logs in. The NOOP behind proves that the peer speaks the
 // protocol.
@@ -191,7 +198,8 @@ func (s *Sink) dial(ctx context.Context) (*pipe.Pipe, error) {
 		return nil, &pump.Error{Class: pump.ClassUnreachable, Code: "unreachable", Op: op, Err: err, Retry: true,
 			Hint: "check that memcached runs there and listens on that address"}
 	}
-	p := pipe.New(conn, mcbp.NewReader(conn), s.cfg.Timeout)
+	rd := mcbp.NewReader(conn)
+	p := pipe.New(conn, rd, s.cfg.Timeout)
 	p.Begin(ctx, 1, 1)
 	if s.cfg.Username != "" {
 		p.Out = mcbp.AppendFrame(p.Out, mcbp.Header{Magic: mcbp.MagicRequest, Opcode: mcbp.OpSASLAuth, Opaque: p.Opaque(0)},
@@ -213,6 +221,9 @@ func (s *Sink) dial(ctx context.Context) (*pipe.Pipe, error) {
 		}
 	}
 	if err == nil {
+		err = s.greet(conn, rd)
+	}
+	if err == nil {
 		return p, nil
 	}
 	_ = p.Close()
@@ -231,6 +242,16 @@ func (s *Sink) lost(op string, err error) error {
 			Hint: "the port does not speak memcached's binary protocol: check the address, that it is not a TLS or HTTP port, and that memcached does not run with -B ascii"}
 	}
 	return &pump.Error{Class: pump.ClassUnreachable, Code: "destination-lost", Op: op, Err: err, Retry: true}
+}
+
+// lostAsking is lost, at a question that only some servers answer.
+func (s *Sink) lostAsking(op string, err error) error {
+	err = s.lost(op, err)
+	var e *pump.Error
+	if errors.As(err, &e) && e.Code == "destination-lost" {
+		e.Hint = "is this a node of a Couchbase cluster? From 5.0 on they hang up on who is not logged in; write to it with http:// or couchbase://"
+	}
+	return err
 }
 
 // lane is one connection.

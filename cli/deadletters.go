@@ -45,7 +45,7 @@ func (t *transfer) openDeadLetters() (*deadletter.File, error) {
 // keepRejected has the run keep rejected items and stop at one too many.
 func (t *transfer) keepRejected(cfg *pump.Config) {
 	if t.dead != nil {
-		cfg.OnRejected = t.dead.Write
+		cfg.OnRejected, cfg.Sync = t.dead.Write, t.dead.Sync
 	}
 	cfg.StopAtRejected = t.flags.maxRejected + 1 // the largest number wraps to 0: no limit
 }

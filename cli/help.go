@@ -84,6 +84,9 @@ Running
                                        choice)
 ` + limitsHelp + `  -x, --extra NAME=VALUE               an option of engine, source or sink; may be
                                        repeated, or a=1,b=2
+      --checkpoint FOLDER              save the progress there, so that a run that ended
+                                       early can be gone on with
+      --resume                         go on from the checkpoint
       --list-plugins                   list sources, sinks and options
 ` + outputHelp + exitHelp + `
   The destination takes -u and -p where nothing is said about it.

@@ -39,6 +39,15 @@ func reportText(r *pump.Report) string {
 	if n := r.Pending(); n > 0 {
 		row("  unfinished", n, "")
 	}
+	if e := r.Earlier; e != (pump.Counts{}) {
+		row("earlier runs", e.Done+e.Skipped+e.Rejected, "")
+		if e.Skipped > 0 {
+			row("  skipped", e.Skipped, "")
+		}
+		if e.Rejected > 0 {
+			row("  rejected", e.Rejected, "")
+		}
+	}
 	if r.Filtered > 0 {
 		row("left out", r.Filtered, "")
 	}

@@ -22,6 +22,7 @@ type transferFlags struct {
 	listPlugins bool
 	deadLetters string
 	maxRejected uint64
+	checkpoint  checkpointFlags
 }
 
 func newTransferFlags(name string) *transferFlags {
@@ -36,6 +37,7 @@ func newTransferFlags(name string) *transferFlags {
 	s.StringVar(&f.operation, "destination-operation", "", "")
 	f.addShared()
 	f.addDeadLetters()
+	f.addCheckpoint()
 	s.BoolVar(&f.listPlugins, "list-plugins", false, "")
 	return f
 }
@@ -81,6 +83,8 @@ type transfer struct {
 	dryRunFound pump.Estimate
 	monitor     pump.Monitor
 	dead        *deadletter.File // nil: rejected items are not kept
+	vbuckets    []uint16         // nil: all
+	whole       bool             // the destination counts only as a whole
 }
 
 // prepare turns the flags into a source, a sink and settings; it contacts nobody.
@@ -94,6 +98,7 @@ func (t *transfer) prepare(p *Process, r *pump.Registry) error {
 	if err != nil {
 		return err
 	}
+	t.vbuckets = vbuckets
 	if t.filter, err = itemFilter(f.key, vbuckets); err != nil {
 		return err
 	}
@@ -135,6 +140,9 @@ func (t *transfer) prepare(p *Process, r *pump.Registry) error {
 	if f.json && toStdout(&t.to.Target) {
 		return f.usage("--json and the destination both write to standard output")
 	}
+	if err := f.checkCheckpoint(&t.from.Target, &t.to.Target); err != nil {
+		return err
+	}
 	return refuseSame(t.from, t.to)
 }
 
@@ -162,15 +170,32 @@ func (t *transfer) run(ctx context.Context, stop <-chan struct{}) error {
 	if t.flags.dryRun {
 		return t.dryRun(ctx, source, sink)
 	}
+	say := t.say
+	say.Print("%s: %s to %s", say.name, endText(t.from), endText(t.to))
+	_, t.whole = pump.As[pump.Committer](sink)
+	var keep pump.Checkpoint
+	if t.flags.checkpoint.dir != "" {
+		folder, err := t.openCheckpoint(ctx, source, sink)
+		if err != nil {
+			return errors.Join(err, source.Close(), sink.Close())
+		}
+		defer folder.Close() // the lock; what was saved is durable already
+		if counts, finished := folder.Finished(); finished {
+			return errors.Join(t.alreadyDone(counts), source.Close(), sink.Close())
+		}
+		if t.flags.checkpoint.resume {
+			say.Notice("going on from the checkpoint in %s", quoteText(t.flags.checkpoint.dir))
+		}
+		keep = folder
+	}
 	if t.dead, err = t.openDeadLetters(); err != nil {
 		return errors.Join(err, source.Close(), sink.Close())
 	}
-	say := t.say
-	say.Print("%s: %s to %s", say.name, endText(t.from), endText(t.to))
 	var meter meter
 	cfg := pump.Config{
 		Source: source, Sink: sink, Settings: t.settings, Threads: t.flags.threads,
 		Filter: t.filter, Log: say.logger(t.flags.verbose).Named("pump"), Stop: stop, KeepGoing: true,
+		Checkpoint:    keep,
 		ProgressEvery: say.every(),
 		Progress: func(s pump.Snapshot) {
 			r := meter.feed(&s)
@@ -191,7 +216,7 @@ func (t *transfer) run(ctx context.Context, stop <-chan struct{}) error {
 	if r := t.report; err == nil && r.Read == 0 && r.Filtered > 0 {
 		say.Warn(fmt.Sprintf("all %s items were left out: -k matches no key, or the source does not say which vbucket an item is in", grouped(r.Filtered)))
 	}
-	return t.closeDeadLetters(t.brief(err))
+	return t.closeDeadLetters(t.resumeHint(t.brief(err)))
 }
 
 func (t *transfer) dryRun(ctx context.Context, source pump.Source, sink pump.Sink) (err error) {
@@ -279,7 +304,8 @@ type resultLine struct {
 	LeftOut []leftOutField `json:"definitions_left_out"`
 	Losses  []lossField    `json:"parts_left_out"`
 	// DeadLetters is the file with the rejected items, "" if there is none.
-	DeadLetters string `json:"dead_letters"`
+	DeadLetters string      `json:"dead_letters"`
+	Earlier     pump.Counts `json:"earlier_runs"`
 }
 
 func (t *transfer) result(code int) any {
@@ -292,7 +318,7 @@ func (t *transfer) result(code int) any {
 		l.Total = r.Estimate.Items
 	}
 	l.counters, l.Causes, l.Streams = countersOf(r.Snapshot), causesOf(r), streamsOf(r)
-	l.LeftOut, l.Losses = leftOutOf(r), lossesOf(r)
+	l.LeftOut, l.Losses, l.Earlier = leftOutOf(r), lossesOf(r), r.Earlier
 	if t.dead != nil && t.dead.Len() > 0 {
 		l.DeadLetters = t.dead.Path()
 	}

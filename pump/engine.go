@@ -92,7 +92,7 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 		report.StreamReports = append(report.StreamReports, StreamReport{ID: s.id, Err: s.err})
 	}
 	if err == nil {
-		if err = report.verdictError(); e.omitted != nil {
+		if err = report.Result(); e.omitted != nil {
 			err = errors.Join(err, e.omitted)
 		}
 	}
@@ -292,6 +292,11 @@ func (e *engine) resume() error {
 		return err
 	}
 	e.progress.earlier = earlier
+	if before := earlier.Done + earlier.Skipped + earlier.Rejected; before < e.estimate.Items {
+		e.estimate.Items -= before // what is left
+	} else {
+		e.estimate.Items = 0 // not known
+	}
 	for _, s := range e.streams {
 		for _, m := range from[s.id] {
 			s.latest.add(m)

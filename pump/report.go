@@ -120,9 +120,9 @@ func (l *ledger) fill(r *Report) {
 	})
 }
 
-// verdictError is the error of a run that came to its end: nil when every item
-// is Done. It enforces invariant 8.
-func (r *Report) verdictError() error {
+// Result is the error of a run that came to its end: nil when every item is Done,
+// in the earlier runs too. It enforces invariant 8.
+func (r *Report) Result() error {
 	if r.Read != r.Done+r.Skipped+r.Rejected {
 		return &Error{Class: ClassFailed, Code: "unreconciled",
 			Err:  fmt.Errorf("%d items were read, but %d done + %d skipped + %d rejected do not add up to that", r.Read, r.Done, r.Skipped, r.Rejected),

@@ -136,7 +136,7 @@ func endField(ctx context.Context, name string, r *pump.Resolved, end any) (chec
 // alreadyDone says what a finished checkpoint says, as a report.
 func (t *transfer) alreadyDone(counts pump.Counts) error {
 	t.report = &pump.Report{Earlier: counts}
-	t.say.Print("%s: the checkpoint says that this copy is complete: %s items were written; nothing is left to do", t.say.name, grouped(counts.Done))
+	t.say.Notice("the checkpoint says that this copy is complete: %s items were written; nothing is left to do", grouped(counts.Done))
 	return t.report.Result()
 }
 

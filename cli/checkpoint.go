@@ -135,8 +135,8 @@ func endField(ctx context.Context, name string, r *pump.Resolved, end any) (chec
 
 // alreadyDone says what a finished checkpoint says, as a report.
 func (t *transfer) alreadyDone(counts pump.Counts) error {
-	t.report = &pump.Report{Earlier: counts}
-	t.say.Notice("the checkpoint says that this copy is complete: %s items were written; nothing is left to do", grouped(counts.Done))
+	t.report, t.over = &pump.Report{Earlier: counts}, true
+	t.say.Notice("the checkpoint says that this copy is complete; nothing is left to do")
 	return t.report.Result()
 }
 

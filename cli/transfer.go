@@ -63,7 +63,7 @@ func Transfer(ctx context.Context, r *pump.Registry, p *Process) int {
 	}
 	if r := job.report; r != nil && !nobodyReads(err) {
 		say.Clear()
-		if err == nil || r.Read+r.Filtered > 0 {
+		if !job.over && (err == nil || r.Read+r.Filtered > 0) {
 			say.Print("%s", reportText(r))
 		}
 		failedStreams(say, r)
@@ -85,6 +85,7 @@ type transfer struct {
 	dead        *deadletter.File // nil: rejected items are not kept
 	vbuckets    []uint16         // nil: all
 	whole       bool             // the destination counts only as a whole
+	over        bool             // an earlier run has done everything
 }
 
 // prepare turns the flags into a source, a sink and settings; it contacts nobody.

@@ -559,7 +559,9 @@ func (s *streamRun) readToEnd(ctx context.Context) error {
 		if rerr := s.pass(ctx, p); rerr != nil {
 			return rerr
 		}
-		if errors.Is(err, io.EOF) {
+		// Only io.EOF itself is the proven end: what wraps it is a connection or a
+		// file that ended too early (invariant 4).
+		if err == io.EOF {
 			return nil
 		}
 		if err != nil {

@@ -515,3 +515,15 @@ func (confirmLane) Write(_ context.Context, b *pump.Batch) error {
 	return nil
 }
 func (confirmLane) Close() error { return nil }
+
+// TestOnlyEOFItselfIsTheEnd: an error that wraps io.EOF says that something ended too
+// early.
+func TestOnlyEOFItselfIsTheEnd(t *testing.T) {
+	src := &pumptest.MemSource{Parts: [][]pump.Item{items("k", 100, 8)}, Fail: func(_, given int) error {
+		return fmt.Errorf("read the header: %w", io.EOF)
+	}}
+	report, err := pump.Run(t.Context(), pump.Config{Source: src, Sink: &pumptest.MemSink{}, Settings: quick()})
+	if err == nil || report.StreamReports[0].Err == nil {
+		t.Errorf("%v, %+v", err, report.StreamReports)
+	}
+}

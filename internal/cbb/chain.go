@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -50,6 +51,9 @@ type Node struct {
 	Files  []*DataFile
 
 	summed bool // it has SHA256SUMS, so it is known what belongs into it
+
+	highest map[uint16]uint64    // as seqno.json has it
+	markers map[uint16][2]uint64 // as snapshot_markers.json has it
 }
 
 // DataFile is one data-NNNN.cbb.
@@ -58,16 +62,28 @@ type DataFile struct {
 	Name string // relative to the backup folder, with slashes
 	Size int64
 
-	sum      *[sha256.Size]byte // as SHA256SUMS has it; nil: nothing is known
+	sum   *[sha256.Size]byte // as SHA256SUMS has it; nil: nothing is known
+	claim *claim             // of the last file of a node of other tools
+
 	mu       sync.Mutex
 	verified bool
 }
 
-// Verify compares the file with its checksum; where there is none, as in the
-// backups of other tools, SQLite looks over the structure of all pages, which
-// finds rows that got lost but not a bit that flipped within a value. It reads
-// the whole file, once however often it is called.
-func (d *DataFile) Verify(ctx context.Context) error {
+// claim is what seqno.json of another tool says of a node's data files: the highest
+// sequence number of each vbucket. Rows come in the order of sequence numbers, so
+// without the last file some vbucket does not reach its number.
+type claim struct {
+	path    string
+	highest map[uint16]uint64
+	files   []*DataFile
+}
+
+// Verify compares the file with its checksum. Where there is none, as in the
+// backups of other tools, SQLite looks over the structure of all pages, which finds
+// rows that got lost but not a bit that flipped within a value; and the last file of
+// a node must bring its vbuckets up to what seqno.json says, unless gaps are
+// allowed. It reads the whole file, once however often it is called.
+func (d *DataFile) Verify(ctx context.Context, gaps bool) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.verified {
@@ -75,6 +91,9 @@ func (d *DataFile) Verify(ctx context.Context) error {
 	}
 	if d.sum == nil {
 		err := checkStructure(ctx, d.Path)
+		if err == nil && d.claim != nil && !gaps {
+			err = d.claim.check(ctx, d)
+		}
 		d.verified = err == nil
 		return err
 	}
@@ -89,6 +108,36 @@ func (d *DataFile) Verify(ctx context.Context) error {
 		return fail(codeCorrupt, d.Path, fmt.Errorf("its contents do not match the checksum in %s", SumsFile), hintCorrupt)
 	}
 	d.verified = true
+	return nil
+}
+
+// check compares the claim with the rows. last is the last file, whose lock the
+// caller holds.
+func (c *claim) check(ctx context.Context, last *DataFile) error {
+	left := maps.Clone(c.highest)
+	for _, f := range c.files {
+		have, err := highestSeqnos(ctx, f.Path)
+		if err != nil {
+			return err
+		}
+		if have == nil {
+			return nil // a version without sequence numbers
+		}
+		for vb, seqno := range have {
+			if seqno >= left[vb] {
+				delete(left, vb)
+			}
+		}
+	}
+	for _, vb := range slices.Sorted(maps.Keys(left)) {
+		more := ""
+		if len(left) > 1 {
+			more = fmt.Sprintf(" (and so with %d more)", len(left)-1)
+		}
+		return fail(codeMissing, last.Path, fmt.Errorf("is the node's last data file, and no row brings vbucket %d up to sequence number %d, as %s says%s: the data files behind it are missing, or rows",
+			vb, left[vb], c.path, more),
+			"Put the missing files back. To read what is there all the same, say -x gaps=true.")
+	}
 	return nil
 }
 
@@ -206,6 +255,7 @@ func Find(root string, o FindOptions) (*Backup, error) {
 		return nil, err
 	}
 	b.missingNodes()
+	b.missingParts()
 	if len(b.Files()) == 0 {
 		return nil, &pump.Error{Code: codeMissing, Op: "read " + root, Err: fmt.Errorf("there is no data file for bucket %q", b.Bucket)}
 	}
@@ -239,6 +289,37 @@ func (b *Backup) missingNodes() {
 		for _, name := range all {
 			if !slices.ContainsFunc(p.Nodes, func(n Node) bool { return filepath.Base(n.Folder) == name }) {
 				b.Warnings = append(b.Warnings, fmt.Sprintf("part %s has no folder %s, as other parts of the backup have; unless the node was not in the cluster then, its items are missing", p.Name, name))
+			}
+		}
+	}
+}
+
+// missingParts warns of parts that go on with vbuckets from beyond where the parts
+// before it end. The tools' meta.json may name no earlier parts at all, so this is
+// all there is to show that one between is missing.
+func (b *Backup) missingParts() {
+	reached := map[uint16]uint64{}
+	for i, p := range b.Parts {
+		if i > 0 {
+			gaps := map[uint16]uint64{}
+			for _, n := range p.Nodes {
+				for vb, m := range n.markers {
+					if m[0] > reached[vb] {
+						gaps[vb] = m[0]
+					}
+				}
+			}
+			if vbs := slices.Sorted(maps.Keys(gaps)); len(vbs) > 0 {
+				b.Warnings = append(b.Warnings, fmt.Sprintf("part %s goes on with vbucket %d from sequence number %d, and the parts before it end at %d (%d vbuckets are like this); a part between may be missing, or something of those before",
+					p.Name, vbs[0], gaps[vbs[0]], reached[vbs[0]], len(vbs)))
+			}
+		}
+		for _, n := range p.Nodes {
+			for vb, seqno := range n.highest {
+				reached[vb] = max(reached[vb], seqno)
+			}
+			for vb, m := range n.markers {
+				reached[vb] = max(reached[vb], m[1])
 			}
 		}
 	}
@@ -576,8 +657,16 @@ func (w *walker) node(folder string, part bool) (*Node, []string, error) {
 		if pred, err = w.pred(filepath.Join(folder, MetaFile)); err != nil {
 			return nil, nil, err
 		}
-		if holds, err = w.listsVBuckets(filepath.Join(folder, SeqnoFile)); err != nil {
+		path := filepath.Join(folder, SeqnoFile)
+		if n.highest, err = w.seqnos(path); err != nil {
 			return nil, nil, err
+		}
+		holds = len(n.highest) > 0
+		if n.markers, err = w.markers(filepath.Join(folder, SnapshotFile)); err != nil {
+			return nil, nil, err
+		}
+		if last := len(n.Files) - 1; last >= 0 && holds && !n.summed {
+			n.Files[last].claim = &claim{path: path, highest: n.highest, files: n.Files}
 		}
 	}
 	if len(n.Files) == 0 && holds {
@@ -692,17 +781,31 @@ func ParsePred(text []byte) ([]string, error) {
 	return out, nil
 }
 
-// listsVBuckets reports whether seqno.json says that there are rows.
-func (w *walker) listsVBuckets(path string) (bool, error) {
+// seqnos reads seqno.json; without the file nothing is known.
+func (w *walker) seqnos(path string) (map[uint16]uint64, error) {
 	text, ok, err := w.small(path)
 	if err != nil || !ok {
-		return false, err
+		return nil, err
 	}
 	highest, err := ParseSeqno(text)
 	if err != nil {
-		return false, fail(codeCorrupt, path, err, hintCorrupt)
+		return nil, fail(codeCorrupt, path, err, hintCorrupt)
 	}
-	return len(highest) > 0, nil
+	return highest, nil
+}
+
+// markers reads snapshot_markers.json: {"vbucket": [from, to]}. It is read for a
+// warning only, so what is not of that form says nothing.
+func (w *walker) markers(path string) (map[uint16][2]uint64, error) {
+	text, ok, err := w.small(path)
+	if err != nil || !ok {
+		return nil, err
+	}
+	var out map[uint16][2]uint64
+	if json.Unmarshal(text, &out) != nil {
+		return nil, nil
+	}
+	return out, nil
 }
 
 // ParseSeqno reads seqno.json: {"vbucket": highest sequence number}.

@@ -145,6 +145,35 @@ func checkStructure(ctx context.Context, path string) error {
 	return err
 }
 
+// highestSeqnos returns the highest sequence number of each vbucket's rows; nil if
+// the file's version has none.
+func highestSeqnos(ctx context.Context, path string) (map[uint16]uint64, error) {
+	r, err := OpenReader(path)
+	if err != nil {
+		return nil, err
+	}
+	var highest map[uint16]uint64
+	if r.version != Version2004 {
+		r.conn.SetInterrupt(ctx.Done())
+		highest = map[uint16]uint64{}
+		err = run(r.conn, "SELECT vbucket_id, seqno FROM cbb_msg NOT INDEXED", func(s *sqlite.Stmt) {
+			vb, seqno := uint16(s.ColumnInt64(0)), uint64(max(0, s.ColumnInt64(1)))
+			if have, known := highest[vb]; !known || seqno > have {
+				highest[vb] = seqno
+			}
+		})
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		} else if err != nil {
+			err = r.failed(err)
+		}
+	}
+	if cerr := r.Close(); err == nil {
+		err = cerr
+	}
+	return highest, err
+}
+
 // checkTable makes sure that a table is a plain table with just these columns:
 // what a view or a generated column would give is made up while it is read.
 func (r *Reader) checkTable(table, want string) error {

@@ -102,8 +102,9 @@ func ReadError(op string, err error) error {
 		e.Class, e.Code = pump.ClassUsage, "no-file"
 	case errors.Is(err, os.ErrPermission):
 		e.Hint = "Check the permissions of the file and of the folders above it, or run as a user who may read it."
-	case errors.Is(err, io.ErrUnexpectedEOF):
-		// Its text is that of a connection, where it comes from otherwise.
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
+		// Its text is that of a connection, where it comes from otherwise; and an error
+		// that is io.EOF would be taken for the proven end of a stream (invariant 4).
 		e.Err, e.Hint = errors.New("it is cut off"), "Get the whole file."
 	}
 	return e

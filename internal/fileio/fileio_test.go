@@ -245,7 +245,7 @@ func TestUnreadable(t *testing.T) {
 		t.Errorf("class %d, %v (%s)", pump.ClassOf(err), err, pump.HintOf(err))
 	}
 	// What network code says of a cut connection is not to be said of a file.
-	for _, err := range []error{ReadError("read x", io.ErrUnexpectedEOF), unpackError("read x", io.ErrUnexpectedEOF), unpackError("read x", io.EOF)} {
+	for _, err := range []error{ReadError("read x", io.ErrUnexpectedEOF), ReadError("read x", io.EOF), unpackError("read x", io.ErrUnexpectedEOF), unpackError("read x", io.EOF)} {
 		if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || !strings.Contains(err.Error(), "cut off") || pump.ClassOf(err) != pump.ClassFailed {
 			t.Errorf("%v", err)
 		}

@@ -558,10 +558,14 @@ func TestNodesThatSomePartsLackAreNamed(t *testing.T) {
 		t.Errorf("the whole backup: %s", said)
 	}
 	for _, part := range []string{full, diff} {
-		dir, full, diff := copyGolden(t)
-		at := filepath.Join(filepath.Dir(full), filepath.Base(part))
+		dir, first, diff := copyGolden(t)
+		at := filepath.Join(filepath.Dir(first), filepath.Base(part))
 		remove(t, filepath.Join(at, node))
-		if said := check(dir); strings.Count(said, "[WARN]") != 1 || !strings.Contains(said, "part "+filepath.Base(at)+" has no folder node-localhost%3A21380") {
+		warnings := 1
+		if part == full { // the diff part goes on with what is not there
+			warnings = 2
+		}
+		if said := check(dir); strings.Count(said, "[WARN]") != warnings || !strings.Contains(said, "part "+filepath.Base(at)+" has no folder node-localhost%3A21380") {
 			t.Errorf("without the node in %s: %s", filepath.Base(part), said)
 		}
 		if part == full {
@@ -588,6 +592,83 @@ func TestNodesThatSomePartsLackAreNamed(t *testing.T) {
 	replace(t, filepath.Join(diff, node, "seqno.json"), []byte("{}"))
 	if said := check(dir); strings.Count(said, "[WARN]") != 1 || !strings.Contains(said, filepath.Join(diff, node)+" has no data file") {
 		t.Errorf("without a data file: %s", said)
+	}
+}
+
+// The Python tools list no files, but they note how far each vbucket went: without a
+// node's last data file that is not reached, and a part between two is missed.
+func TestLastFilesThatAreMissing(t *testing.T) {
+	for _, version := range []string{"3.0.3", "4.0"} {
+		dir := filepath.Join(t.TempDir(), "backup")
+		if err := os.CopyFS(dir, os.DirFS(filepath.Join(golden, version, "backup"))); err != nil {
+			t.Fatal(err)
+		}
+		nodes, err := filepath.Glob(dir + "/*/*/*/node-*")
+		if err != nil || len(nodes) != 4 {
+			t.Fatal(nodes, err)
+		}
+		whole, err := readAll(t.Context(), dir, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The tool would have made two files of each; nothing is missing then.
+		for _, node := range nodes {
+			first, second := filepath.Join(node, "data-0000.cbb"), filepath.Join(node, "data-0001.cbb")
+			replace(t, second, load(t, first))
+			script(t, first, "DELETE FROM cbb_msg WHERE rowid > (SELECT count(*) FROM cbb_msg) / 2")
+			script(t, second, "DELETE FROM cbb_msg WHERE rowid <= (SELECT count(*) FROM cbb_msg) / 2",
+				"UPDATE cbb_msg SET rowid = rowid - (SELECT min(rowid) FROM cbb_msg) + 1")
+		}
+		if again, err := readAll(t.Context(), dir, nil); err != nil || len(again) != len(whole) {
+			t.Fatalf("in two files: %d items of %d, %v", len(again), len(whole), err)
+		}
+		for _, node := range nodes {
+			last := filepath.Join(node, "data-0001.cbb")
+			data := load(t, last)
+			remove(t, last)
+			wantError(t, dir, "backup-missing", filepath.Join(node, "data-0000.cbb"))
+			_, err := readAll(t.Context(), dir, nil)
+			if err == nil || !strings.Contains(err.Error(), filepath.Join(node, "seqno.json")) || !strings.Contains(pump.HintOf(err), "gaps=true") {
+				t.Errorf("%v (%s)", err, pump.HintOf(err))
+			}
+			if items, err := readAll(t.Context(), dir, func(o *Options) { o.Gaps = true }); err != nil || len(items) >= len(whole) {
+				t.Errorf("with gaps=true: %d items, %v", len(items), err)
+			}
+			replace(t, last, data)
+		}
+		if again, err := readAll(t.Context(), dir, nil); err != nil || len(again) != len(whole) {
+			t.Fatalf("all put back: %d items of %d, %v", len(again), len(whole), err)
+		}
+	}
+}
+
+func TestPartsBetweenThatAreMissing(t *testing.T) {
+	dir, _, diff := copyGolden(t)
+	later := filepath.Join(filepath.Dir(diff), "2026-11-22T140900Z-diff")
+	if err := os.CopyFS(later, os.DirFS(diff)); err != nil {
+		t.Fatal(err)
+	}
+	warned := func() string {
+		t.Helper()
+		b, err := cbb.Find(dir, cbb.FindOptions{Bucket: "default"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Join(b.Warnings, "\n")
+	}
+	markers := filepath.Join(later, "bucket-beer-sample/node-localhost%3A21380/snapshot_markers.json")
+	replace(t, markers, []byte(`{"8": [18, 20], "11": [17, 30]}`))
+	if said := warned(); said != "" {
+		t.Errorf("a chain that is whole: %s", said)
+	}
+	remove(t, diff)
+	replace(t, markers, []byte(`{"8": [18, 20], "11": [19, 30], "9": [14, 15]}`))
+	if said := warned(); !strings.Contains(said, "part 2026-11-22T140900Z-diff goes on with vbucket 8 from sequence number 18, and the parts before it end at 17 (2 vbuckets are like this)") {
+		t.Errorf("said %q", said)
+	}
+	replace(t, markers, []byte(`["odd"]`))
+	if said := warned(); said != "" {
+		t.Errorf("markers of another form: %s", said)
 	}
 }
 

@@ -24,7 +24,7 @@ type Options struct {
 	Run         string `opt:"run" default:"" help:"which run of a backup folder to read, by the name of its folder (2006-01-02T150405Z); empty is the newest"`
 	Streams     int    `opt:"streams" default:"2" help:"how many streams read a backup folder in parallel: 1, 2, 4, 8 or 16"`
 	FollowLinks bool   `opt:"follow-links" default:"false" help:"read through symbolic links that lead out of the backup folder"`
-	Gaps        bool   `opt:"gaps" default:"false" help:"read data files with rows missing between others, where somebody took them out by hand"`
+	Gaps        bool   `opt:"gaps" default:"false" help:"read data files with rows missing, or without the last files of a node, where somebody took them away"`
 }
 
 // Source reads the backup of one bucket. It implements pump.Source, pump.Checker,
@@ -280,7 +280,7 @@ func (s *stream) Read(ctx context.Context, b *pump.Batch) error {
 // open opens the next file; skip says that it has nothing for this stream.
 func (s *stream) open(ctx context.Context) (skip bool, err error) {
 	f := s.src.files[s.at]
-	if err := f.Verify(ctx); err != nil {
+	if err := f.Verify(ctx, s.src.o.Gaps); err != nil {
 		return false, err
 	}
 	r, err := cbb.OpenReader(f.Path)

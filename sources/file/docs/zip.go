@@ -118,10 +118,10 @@ func (a *archive) sort(f *zip.File) error {
 		return refuse("the name holds a backslash, NUL or a drive letter")
 	case slices.ContainsFunc(parts, func(p string) bool { return p == "" || p == "." || p == ".." }):
 		return refuse("the name leads out of the zip")
-	case f.Mode().IsDir() || strings.HasSuffix(f.Name, "/"):
-		return nil
+	case strings.HasSuffix(f.Name, "/") && f.UncompressedSize64 == 0:
+		return a.checkName(f)
 	case !f.Mode().IsRegular():
-		return refuse("that is a link or a device, and a file is due")
+		return refuse("that is no file, and a file is due")
 	case f.Flags&1 != 0:
 		return refuse("it is encrypted")
 	}
@@ -152,8 +152,11 @@ func (a *archive) sort(f *zip.File) error {
 		a.design = append(a.design, entry{f, below(fileio.DesignDocs)})
 	case isDocument(base) && len(parts) == 1:
 		a.docs = append(a.docs, entry{f, parts})
-	case len(a.rest) < mostNamed:
-		a.rest = append(a.rest, f.Name)
+	default: // perhaps because a bit flipped in its name
+		if len(a.rest) < mostNamed {
+			a.rest = append(a.rest, f.Name)
+		}
+		return a.checkName(f)
 	}
 	return nil
 }
@@ -182,8 +185,46 @@ func (a *archive) check(f *zip.File) error {
 
 func (a *archive) op(f *zip.File) string { return fmt.Sprintf("read %s: %q", a.path, f.Name) }
 
-// read fills p with an entry and checks its checksum.
+// checkName compares an entry's name in the directory, which no checksum covers,
+// with the one that stands before its data: a bit that flipped in either would make
+// another key.
+func (a *archive) checkName(f *zip.File) error {
+	const fixed = 30 // bytes of a local header before the name
+	body, err := f.DataOffset()
+	if err != nil {
+		return &pump.Error{Code: "json-input", Op: a.op(f), Err: fmt.Errorf("it is damaged (%v)", err)}
+	}
+	// Where the header begins is not told; how long it is stands in itself. Only the
+	// extra field, between name and data, has a length that is not known.
+	for _, most := range [...]int64{64, 1 << 16} {
+		from := max(0, body-fixed-int64(len(f.Name))-most)
+		p := make([]byte, body-from)
+		if _, err := a.file.ReadAt(p, from); err != nil {
+			return fileio.ReadError(a.op(f), err)
+		}
+		for extra := 0; ; extra++ {
+			at := len(p) - extra - len(f.Name) - fixed
+			if at < 0 {
+				break
+			}
+			h := p[at:]
+			if string(h[:4]) == "PK\x03\x04" && int(binary.LittleEndian.Uint16(h[26:])) == len(f.Name) && int(binary.LittleEndian.Uint16(h[28:])) == extra {
+				if name := string(h[fixed : fixed+len(f.Name)]); name != f.Name {
+					return &pump.Error{Code: "json-input", Op: a.op(f), Err: fmt.Errorf("it is damaged: its own header calls it %q, the zip's directory %q", name, f.Name),
+						Hint: "A bit flipped in one of the two names. Get the zip anew."}
+				}
+				return nil
+			}
+		}
+	}
+	return &pump.Error{Code: "json-input", Op: a.op(f), Err: errors.New("it is damaged: its own header is not that of the zip's directory")}
+}
+
+// read fills p with an entry and checks its name and checksum.
 func (a *archive) read(f *zip.File, p []byte) error {
+	if err := a.checkName(f); err != nil {
+		return err
+	}
 	r, err := f.Open()
 	if err != nil {
 		return &pump.Error{Code: "json-input", Op: a.op(f), Err: fmt.Errorf("it is damaged (%v)", err)}

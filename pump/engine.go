@@ -111,6 +111,7 @@ type engine struct {
 	ledger   ledger
 	progress progress
 	saved    atomic.Int64 // when the checkpoint was last saved, Unix nanoseconds; 0: never
+	unpack   bool         // the sink does not take compressed values
 	leftOut  []Definition
 	omitted  error // what the source left out
 
@@ -215,6 +216,9 @@ func (e *engine) closeEnds() error {
 // returns are to be closed whatever the error.
 func (e *engine) prepare(ctx context.Context) ([]Lane, error) {
 	if err := Check(ctx, e.cfg.Source, e.cfg.Sink); err != nil {
+		return nil, err
+	}
+	if err := e.agree(ctx); err != nil {
 		return nil, err
 	}
 	streams, err := e.cfg.Source.Streams(ctx)
@@ -576,6 +580,9 @@ func (s *streamRun) pass(ctx context.Context, p *parcel) error {
 	if len(b.Items) == 0 && len(b.Marks) == 0 {
 		e.budget.give(p, e.arena, false, e.cfg.Scribble)
 		return nil
+	}
+	if e.unpack {
+		b.Unpack()
 	}
 	if err := e.budget.charge(ctx, p); err != nil {
 		e.budget.give(p, e.arena, false, e.cfg.Scribble)

@@ -152,7 +152,7 @@ func openTAPSink(ctx context.Context, r *run, env pump.Env) (pump.Sink, error) {
 func openMetaSink(ctx context.Context, r *run, env pump.Env) (pump.Sink, error) {
 	d, o := r.opt.Destination, mc.DefaultCBOptions()
 	s := r.opt.SinkOptions
-	o.Timeout, o.Uncompress, o.MapCollections, o.CreateCollections = s.Timeout, true, s.MapCollections, s.CreateCollections
+	o.Timeout, o.MapCollections, o.CreateCollections = s.Timeout, s.MapCollections, s.CreateCollections
 	return mc.NewCB(ctx, mc.CBConfig{
 		URL: d.URL, Env: env, TLS: d.TLS, Network: d.Network, Owners: r.destinations(env.VBuckets), Force: true, Options: o,
 	})
@@ -162,7 +162,7 @@ func openDCPSink(ctx context.Context, r *run, env pump.Env) (pump.Sink, error) {
 	d, o := r.opt.Destination, r.opt.SinkOptions
 	return sinkdcp.New(ctx, sinkdcp.Config{
 		URL: d.URL, Env: env, TLS: d.TLS, Network: d.Network, Owners: r.destinations(env.VBuckets),
-		Options: sinkdcp.Options{Timeout: o.Timeout, Uncompress: true, MapCollections: o.MapCollections, CreateCollections: o.CreateCollections},
+		Options: sinkdcp.Options{Timeout: o.Timeout, MapCollections: o.MapCollections, CreateCollections: o.CreateCollections},
 	})
 }
 

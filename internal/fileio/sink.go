@@ -32,6 +32,7 @@ type Sink struct {
 	Lane    int    // most lanes; 0 leaves it open
 	Encode  Encoder
 	Loses   Part // what the format has no place for in items that it takes
+	Plain   bool // it has no place for datatypes: compressed values are unpacked before
 	Log     hclog.Logger
 
 	mu        sync.Mutex // guards the output while lanes are at work
@@ -46,6 +47,14 @@ func (s *Sink) Losses() []pump.Loss { return s.losses.List() }
 
 // Check implements pump.Checker.
 func (s *Sink) Check(context.Context) error { return CheckOutput(s.Path, s.Replace) }
+
+// Datatypes implements pump.DatatypeTaker.
+func (s *Sink) Datatypes(context.Context) (uint8, error) {
+	if s.Plain {
+		return pump.DatatypeJSON, nil
+	}
+	return 0xff, nil
+}
 
 // Lanes creates the file.
 func (s *Sink) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {

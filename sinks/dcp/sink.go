@@ -32,7 +32,6 @@ type Options struct {
 	Rehash            bool          `opt:"rehash" default:"false" help:"compute each item's vbucket from its key instead of taking the source's"`
 	MapCollections    string        `opt:"map-collections" help:"where collections go, as a.b=c.d: collection b of scope a into collection d of scope c; several are separated by commas (7.0 and later)"`
 	CreateCollections bool          `opt:"create-collections" default:"false" help:"create scopes and collections that the destination does not have (7.0 and later)"`
-	Uncompress        bool          `opt:"uncompress" default:"false" help:"undo snappy compression of values where the node cannot store it (before 5.5); without it such items are rejected"`
 	Timeout           time.Duration `opt:"timeout" default:"30s" help:"silence of a node after which a connection is given up"`
 }
 
@@ -90,8 +89,8 @@ func New(_ context.Context, cfg Config) (*Sink, error) {
 	}
 	o := mc.DefaultCBOptions()
 	o.Rehash, o.Timeout = cfg.Options.Rehash, cfg.Options.Timeout
-	o.MapCollections, o.CreateCollections, o.Uncompress = cfg.Options.MapCollections, cfg.Options.CreateCollections, cfg.Options.Uncompress
-	d := &dialect{uncompress: o.Uncompress, timeout: o.Timeout}
+	o.MapCollections, o.CreateCollections = cfg.Options.MapCollections, cfg.Options.CreateCollections
+	d := &dialect{timeout: o.Timeout}
 	base, err := mc.NewBase(mc.CBConfig{
 		URL: cfg.URL, Env: cfg.Env, Options: o, TLS: cfg.TLS, Network: cfg.Network, Owners: cfg.Owners,
 	}, d)
@@ -103,8 +102,7 @@ func New(_ context.Context, cfg Config) (*Sink, error) {
 
 // dialect is what differs from CBSink.
 type dialect struct {
-	uncompress bool
-	timeout    time.Duration
+	timeout time.Duration
 
 	mu sync.Mutex
 	// known is what we have told each vbucket of the manifest, for streams that go on
@@ -152,7 +150,7 @@ func (d *dialect) Refuse(it *pump.Item, t mc.Traits) *pump.Error {
 	if !t.Modern && it.Op != pump.Mutation {
 		return nil // its value is not sent
 	}
-	return t.RefuseDatatype(it, d.uncompress)
+	return t.RefuseDatatype(it)
 }
 
 func (d *dialect) Request(*pump.Item, mc.Traits) mc.Request             { return mc.ReqDcp }

@@ -406,8 +406,13 @@ func TestDatatypes(t *testing.T) {
 	c := replicas(t, simcluster.Config{Version: "4.0"})
 	it := item("packed", 4, 44)
 	it.Value, it.Datatype = snappy.Encode(nil, []byte("text")), 2
-	verdicts(t, write(t, openLane(t, open(t, c, nil)), it), pump.Rejected)
-	verdicts(t, write(t, openLane(t, open(t, c, func(cfg *Config) { cfg.Options.Uncompress = true })), it), pump.Done)
+	odd, x4 := item("odd", 4, 44), item("x", 4, 44)
+	odd.Datatype, x4.Datatype, x4.Value = 0x40, 4, x
+	b := write(t, openLane(t, open(t, c, nil)), it, odd, x4)
+	verdicts(t, b, pump.Done, pump.Rejected, pump.Rejected)
+	if pump.CodeOf(b.Cause(1)) != "item-datatype" || pump.CodeOf(b.Cause(2)) != "item-xattr" {
+		t.Errorf("causes: %v, %v", b.Cause(1), b.Cause(2))
+	}
 	if h := held(c)["packed"]; string(h.Value) != "text" {
 		t.Errorf("holds %+v", h)
 	}
@@ -503,7 +508,7 @@ func TestPlugin(t *testing.T) {
 	if err := pump.RegisterSink(r, Plugin()); err != nil {
 		t.Fatal(err)
 	}
-	for spec, ok := range map[string]bool{"dcp://host": true, "dcp://host:8091?uncompress=yes": true, "dcp://host?timeout=0s": false, "dcp://host?map-collections=x": false} {
+	for spec, ok := range map[string]bool{"dcp://host": true, "dcp://host:8091?timeout=5s": true, "dcp://host?timeout=0s": false, "dcp://host?map-collections=x": false} {
 		s, err := r.Sink(context.Background(), spec, pump.Env{})
 		if (err == nil) != ok || err != nil && pump.ClassOf(err) != pump.ClassUsage {
 			t.Errorf("%s: %v", spec, err)

@@ -27,7 +27,6 @@ type CBOptions struct {
 	Rehash             bool          `opt:"rehash" default:"false" help:"compute each item's vbucket from its key instead of taking the source's: needed where the two clusters have different numbers of vbuckets"`
 	MapCollections     string        `opt:"map-collections" help:"where collections go, as a.b=c.d: collection b of scope a into collection d of scope c; several are separated by commas (7.0 and later)"`
 	CreateCollections  bool          `opt:"create-collections" default:"false" help:"create scopes and collections that the destination does not have (7.0 and later)"`
-	Uncompress         bool          `opt:"uncompress" default:"false" help:"undo snappy compression of values where the destination cannot store it; without it such items are rejected"`
 	Durable            bool          `opt:"durable" default:"false" help:"count an item as done only when the node has written it to disk, which is slower"`
 	Timeout            time.Duration `opt:"timeout" default:"30s" help:"silence of a node after which a connection is given up"`
 }
@@ -70,7 +69,7 @@ func CBPlugin() pump.SinkPlugin[CBOptions] {
 			"Items that have neither CAS nor revision (generated ones, some files) are stored as plain items.\n\n" +
 			"Only vbuckets that are active at their node are written: a pending one would park the request for ever. " +
 			"With operation=add nothing that the destination holds is changed, so deletions are skipped. " +
-			"Compressed values, extended attributes and datatypes are kept from 5.0 on; servers up to 4.x cannot hold them, so such items are rejected (compressed ones are unpacked with uncompress=true), and deletions go there without what is attached to them. " +
+			"Compressed values, extended attributes and datatypes are kept from 5.0 on; servers up to 4.x cannot hold them: compressed values are unpacked, items with extended attributes are rejected, and deletions go there without what is attached to them. " +
 			"From 5.0 on servers refuse items without a CAS: they get a new one, and in a last-write-wins bucket lose against what is there. " +
 			"From 7.0 on items go to the collection of the same name (map-collections, create-collections); a maximum time to live of the collection changes their expiry. " +
 			"Nodes up to 2.5 take an expiry up to 30 days after 1970 for a span from now; such an expiry is stored there as a later one that is over too.",
@@ -234,6 +233,26 @@ func (s *CBSink) Close() error {
 	s.client.Close()
 	s.via.Close()
 	return nil
+}
+
+// Datatypes returns the forms of values that all nodes store, as far as their
+// versions tell. A node that turns out to be another gets what it takes all the same.
+func (s *CBSink) Datatypes(ctx context.Context) (uint8, error) {
+	v, err := s.current(ctx)
+	if err != nil {
+		return 0, err
+	}
+	taken := pump.DatatypeJSON | pump.DatatypeSnappy | pump.DatatypeXattr
+	for _, n := range v.bucket.Nodes {
+		switch {
+		case n.Version == cluster.Version{}, n.Version.AtLeast(5, 5):
+		case n.Version.AtLeast(5, 0):
+			taken &^= pump.DatatypeSnappy
+		default:
+			taken &^= pump.DatatypeSnappy | pump.DatatypeXattr
+		}
+	}
+	return taken, nil
 }
 
 // Identity says which bucket is written.

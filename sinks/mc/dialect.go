@@ -39,7 +39,7 @@ func (d *metaDialect) Refuse(it *pump.Item, t Traits) *pump.Error {
 	if !t.Modern && it.Op != pump.Mutation {
 		return nil // its value is not sent
 	}
-	if why := t.RefuseDatatype(it, d.o.Uncompress); why != nil {
+	if why := t.RefuseDatatype(it); why != nil {
 		return why
 	}
 	if it.Datatype&mcbp.DatatypeXattr != 0 && d.plain(it, t) {
@@ -250,9 +250,9 @@ var (
 	errChanged = &pump.Error{Code: "changed", Retry: true, Err: errors.New("the destination refused the item, yet holds an older one: somebody changes the key at the same time")}
 	errForced  = &pump.Error{Code: "item-cas", Err: errors.New("the destination refuses the item although conflict resolution is off: it does not take its CAS"),
 		Hint: "conflict-resolution=true or with-meta=false stores such items with a new CAS"}
-	errXattr           = &pump.Error{Code: "item-xattr", Err: errors.New("the value has extended attributes, which the destination cannot store")}
+	errXattr = &pump.Error{Code: "item-xattr", Err: errors.New("the value has extended attributes, which the destination cannot store"),
+		Hint: "a source that is read over DCP leaves them out with -x xattrs=no"}
 	errPlainXattr      = &pump.Error{Code: "item-xattr", Err: errors.New("the value has extended attributes, which a plain request cannot carry"), Hint: "with-meta=true can"}
 	errUnknownDatatype = &pump.Error{Code: "item-datatype", Err: errors.New("the value is of a datatype that this program does not know")}
-	errSnappy          = &pump.Error{Code: "item-snappy", Err: errors.New("the value is compressed with snappy, which the destination cannot store"), Hint: "-x sink.uncompress=true stores it uncompressed"}
 	errBadSnappy       = &pump.Error{Code: "item-snappy", Err: errors.New("the value claims to be compressed with snappy and cannot be read")}
 )

@@ -92,14 +92,13 @@ func TestDatatypes(t *testing.T) {
 	}
 	c := startCluster(t, simcluster.Config{Version: "4.0"})
 	b := write(t, openLane(t, openCB(t, c, nil)), batch()...)
-	verdicts(t, b, pump.Done, pump.Rejected, pump.Rejected, pump.Rejected, pump.Done, pump.Done, pump.Done, pump.Done, pump.Rejected)
-	if !strings.Contains(pump.HintOf(b.Cause(1)), "uncompress") || pump.CodeOf(b.Cause(2)) != "item-xattr" {
-		t.Errorf("causes: %v, %v", b.Cause(1), b.Cause(2))
+	verdicts(t, b, pump.Done, pump.Done, pump.Rejected, pump.Rejected, pump.Done, pump.Done, pump.Done, pump.Done, pump.Rejected)
+	if pump.CodeOf(b.Cause(2)) != "item-xattr" || !strings.Contains(pump.HintOf(b.Cause(2)), "xattrs=no") || pump.CodeOf(b.Cause(8)) != "item-datatype" {
+		t.Errorf("causes: %v, %v", b.Cause(2), b.Cause(8))
 	}
 	broken := typed("broken", []byte("\xff\xff\xff\xff\xff"), mcbp.DatatypeSnappy)
 	short := typed("short", packed[:len(packed)-3], mcbp.DatatypeSnappy)
-	l := openLane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Options.Uncompress = true }))
-	b = write(t, l, append(batch(), broken, short, meta("last", "v", 1, 5))...)
+	b = write(t, openLane(t, openCB(t, c, nil)), append(batch(), broken, short, meta("last", "v", 1, 5))...)
 	verdicts(t, b, pump.Done, pump.Done, pump.Rejected, pump.Rejected, pump.Done, pump.Done, pump.Done, pump.Done, pump.Rejected, pump.Rejected, pump.Rejected, pump.Done)
 	if d := docs(c)["packed"]; !bytes.Equal(d.Value, bytes.Repeat([]byte("value "), 50)) {
 		t.Errorf("unpacked: %+v", d)

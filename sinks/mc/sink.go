@@ -50,7 +50,7 @@ func Plugin() pump.SinkPlugin[Options] {
 		Doc: "Keys, values, flags and expiry are stored; CAS and revisions cannot be. Deletions and expirations delete the key.\n\n" +
 			"With operation=add nothing that the server holds is changed, so deletions are skipped. " +
 			"An item whose time is over is stored with a time in the past: the server's own clock decides, and it never lives on. " +
-			"Values compressed with snappy and values with extended attributes are rejected, since memcached's clients could not read them.\n\n" +
+			"Compressed values are unpacked on the way; values with extended attributes are rejected, since memcached's clients could not read them (-x xattrs=no has a source that is read over DCP leave them out).\n\n" +
 			"With user and password given the sink logs in with SASL PLAIN. " +
 			"A server that has vbuckets is refused: it is a node of Couchbase, whose address is http://host:8091.",
 		New: func(_ context.Context, t pump.Target, o Options) (pump.Sink, error) {
@@ -184,6 +184,9 @@ func (s *Sink) Close() error {
 	}
 	return p.Close()
 }
+
+// Datatypes: memcached keeps no datatypes, and its clients read plain values.
+func (s *Sink) Datatypes(context.Context) (uint8, error) { return pump.DatatypeJSON, nil }
 
 // dial connects and logs in. The NOOP behind proves that the peer speaks the
 // protocol.
@@ -383,7 +386,7 @@ func (l *lane) rejects(it *pump.Item) error {
 	switch {
 	case len(it.Key) == 0 || len(it.Key) > MaxKey:
 		return errKey
-	case l.op != "get" && it.Op == pump.Mutation && it.Datatype&(mcbp.DatatypeSnappy|mcbp.DatatypeXattr) != 0:
+	case l.op != "get" && it.Op == pump.Mutation && it.Datatype&^mcbp.DatatypeJSON != 0:
 		return errDatatype
 	case len(it.Value) > maxValue:
 		return errHuge
@@ -406,10 +409,11 @@ var (
 	errKey           = &pump.Error{Code: "item-key", Err: fmt.Errorf("a key must have 1 to %d bytes", MaxKey)}
 	errCollectionKey = &pump.Error{Code: "item-key", Err: fmt.Errorf("in a named collection a key must have 1 to %d bytes", MaxCollectionKey)}
 	errHuge          = &pump.Error{Code: "item-too-large", Err: errors.New("no server takes a value of more than 63 MiB")}
-	errDatatype      = &pump.Error{Code: "item-datatype", Err: errors.New("the value is compressed or has extended attributes, which the destination cannot store")}
-	errAddDeletes    = &pump.Error{Code: "add-deletes", Err: errors.New("operation add leaves alone what the destination has, so it deletes nothing")}
-	errStillThere    = &pump.Error{Code: "still-there", Err: errors.New("the source deleted the key, the destination has it")}
-	errNotThere      = &pump.Error{Code: "not-found", Err: errors.New("the destination does not have the key")}
+	errDatatype      = &pump.Error{Code: "item-datatype", Err: errors.New("the value has extended attributes, is compressed or of an unknown datatype, which the destination cannot store"),
+		Hint: "a source that is read over DCP leaves extended attributes out with -x xattrs=no"}
+	errAddDeletes = &pump.Error{Code: "add-deletes", Err: errors.New("operation add leaves alone what the destination has, so it deletes nothing")}
+	errStillThere = &pump.Error{Code: "still-there", Err: errors.New("the source deleted the key, the destination has it")}
+	errNotThere   = &pump.Error{Code: "not-found", Err: errors.New("the destination does not have the key")}
 )
 
 // AbsoluteExpiry returns an expiry that a server cannot take for a number of

@@ -35,17 +35,15 @@ func Features() []uint16 {
 	return []uint16{mcbp.FeatureXattr, mcbp.FeatureSnappy, mcbp.FeatureJSON, mcbp.FeatureCollections}
 }
 
-// RefuseDatatype returns why a node cannot take an item's value as it is, nor
-// after what uncompress allows, or nil.
-func (t *Traits) RefuseDatatype(it *pump.Item, uncompress bool) *pump.Error {
+// RefuseDatatype returns why a node cannot take an item's value, compressed or not,
+// or nil.
+func (t *Traits) RefuseDatatype(it *pump.Item) *pump.Error {
 	switch {
 	case it.Op != pump.Mutation && len(it.Value) == 0:
 	case it.Datatype&^(mcbp.DatatypeJSON|mcbp.DatatypeSnappy|mcbp.DatatypeXattr) != 0:
 		return errUnknownDatatype
 	case it.Datatype&mcbp.DatatypeXattr != 0 && !t.Xattr:
 		return errXattr
-	case it.Datatype&mcbp.DatatypeSnappy != 0 && !t.Snappy && !uncompress:
-		return errSnappy
 	}
 	return nil
 }

@@ -43,7 +43,7 @@ func Plugin() pump.SinkPlugin[Options] {
 		Summary: "pushes TAP messages into a cluster up to 4.6, also into replica and pending vbuckets: tap://host[:8091]",
 		Doc: "CAS, revision, flags and expiry are kept. There is no conflict resolution: what is pushed replaces what is there, and nothing is skipped. " +
 			"A vbucket that the map gives to nobody is looked for in the map that is to come (vBucketMapForward), then on the nodes: the one that holds it as replica or pending gets it. " +
-			"Values compressed with snappy and values with extended attributes are rejected; TAP sources have none.",
+			"Compressed values are unpacked on the way; values with extended attributes are rejected, unless the source leaves them out (-x xattrs=no of DCP).",
 		New: func(ctx context.Context, t pump.Target, o Options) (pump.Sink, error) {
 			if o.Timeout <= 0 { // New takes options that are all zero for the defaults
 				return nil, pump.Usagef("sink %s: option timeout must be above 0", t.Name())
@@ -88,6 +88,9 @@ func New(_ context.Context, cfg Config) (*Sink, error) {
 	}
 	return &Sink{base}, nil
 }
+
+// Datatypes: TAP carries plain values. Servers find out by themselves which are JSON.
+func (s *Sink) Datatypes(context.Context) (uint8, error) { return pump.DatatypeJSON, nil }
 
 // dialect is what differs from CBSink.
 type dialect struct{ connect bool }
@@ -138,7 +141,8 @@ func (d *dialect) Refuse(it *pump.Item, _ mc.Traits) *pump.Error {
 	return nil
 }
 
-var errDatatype = &pump.Error{Code: "item-datatype", Err: errors.New("the value is compressed or has extended attributes, which TAP cannot carry")}
+var errDatatype = &pump.Error{Code: "item-datatype", Err: errors.New("the value has extended attributes, is compressed or of an unknown datatype, which TAP cannot carry"),
+	Hint: "a source that is read over DCP leaves extended attributes out with -x xattrs=no"}
 
 func (d *dialect) Request(*pump.Item, mc.Traits) mc.Request { return mc.ReqTap }
 

@@ -198,6 +198,13 @@ func (s *Source) Identity(ctx context.Context) (pump.Identity, error) {
 	return pump.Identity{}, nil
 }
 
+// ChooseDatatypes passes on what the destination takes. TAP carries plain values.
+func (s *Source) ChooseDatatypes(taken uint8) {
+	if s.dcp != nil {
+		s.dcp.ChooseDatatypes(taken)
+	}
+}
+
 // Check asks the source that was chosen.
 func (s *Source) Check(ctx context.Context) error {
 	src, err := s.choose(ctx)

@@ -54,8 +54,8 @@
 // # Items
 //
 // CAS, revision, flags, expiry and datatype are the source's, values stay as they
-// are stored: snappy (unless Options.Uncompress), extended attributes in front,
-// also in deletions. A deletion's Expiry is its time, where the server tells it
+// are stored: snappy (unless the destination does not take it, or Options.Uncompress),
+// extended attributes in front (unless Options.Xattrs is off), also in deletions. A deletion's Expiry is its time, where the server tells it
 // (5.5 and later). Items of named collections carry the collection's names.
 // Prepared durable writes are not asked for: what is committed comes as a plain
 // item. Items alias the batch's arena, into which packets are read straight from

@@ -23,7 +23,10 @@ var kind = &places.Kind{
 // features are what the items are to come with. Compressed values are the
 // server's to inflate where nobody wants them.
 func (c *Config) features() []uint16 {
-	f := []uint16{mcbp.FeatureXattr, mcbp.FeatureJSON, mcbp.FeatureCollections}
+	f := []uint16{mcbp.FeatureJSON, mcbp.FeatureCollections}
+	if c.Options.Xattrs {
+		f = append(f, mcbp.FeatureXattr)
+	}
 	if !c.Options.Uncompress {
 		f = append(f, mcbp.FeatureSnappy)
 	}

@@ -27,7 +27,8 @@ type StreamOptions struct {
 	OpenVBuckets   int           `opt:"open-vbuckets" default:"64" help:"most vbuckets that one connection streams at once (3.0 and later)"`
 	MapWait        time.Duration `opt:"map-wait" default:"30s" help:"how long to wait for a vbucket that is on its way (rebalance, failover, warm-up) to be active (3.0 and later)"`
 	Collection     string        `opt:"collection" help:"only this collection, written scope.collection (7.0 and later)"`
-	Uncompress     bool          `opt:"uncompress" default:"no" help:"undo snappy compression of values, for destinations that cannot store it (5.0 and later)"`
+	Uncompress     bool          `opt:"uncompress" default:"no" help:"undo snappy compression of values also where the destination could store it (5.5 and later)"`
+	Xattrs         bool          `opt:"xattrs" default:"yes" help:"no leaves extended attributes out, for destinations that cannot store them and would reject such items (5.0 and later)"`
 }
 
 // DefaultOptions returns the declared defaults.
@@ -96,7 +97,7 @@ func New(_ context.Context, cfg Config) (*Source, error) {
 		s.at.Places = &oneNode{addr: addr, cfg: &s.cfg}
 		return s, nil
 	}
-	nodes, err := places.NewNodes(kind, places.Config{URL: cfg.URL, Env: cfg.Env, TLS: cfg.TLS, Network: cfg.Network, Features: s.cfg.features()})
+	nodes, err := places.NewNodes(kind, places.Config{URL: cfg.URL, Env: cfg.Env, TLS: cfg.TLS, Network: cfg.Network, Features: s.cfg.features})
 	if err != nil {
 		return nil, err
 	}

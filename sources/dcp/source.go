@@ -37,6 +37,14 @@ func (s *Source) Identity(ctx context.Context) (pump.Identity, error) {
 	return s.at.Identity(ctx, s.cfg.Bucket)
 }
 
+// ChooseDatatypes has the servers unpack compressed values where the destination
+// does not take them.
+func (s *Source) ChooseDatatypes(taken uint8) {
+	if taken&pump.DatatypeSnappy == 0 {
+		s.cfg.Options.Uncompress = true
+	}
+}
+
 // Streams finds the wanted vbuckets and splits them into streams. It fails when
 // a listed vbucket does not exist or cannot be streamed, when without a list some
 // vbucket has no active copy, and when the bucket is none that DCP can stream.

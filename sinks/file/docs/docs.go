@@ -203,10 +203,14 @@ func (s *Sink) Close() error {
 
 type lane struct{ sink *Sink }
 
+// Datatypes: a file holds a plain value.
+func (s *Sink) Datatypes(context.Context) (uint8, error) { return pump.DatatypeJSON, nil }
+
 var (
 	errNoKey      = errors.New("a folder of documents holds no document without a key")
 	errCollection = errors.New("a folder of documents has no place for the collection of an item")
 	errNotJSON    = errors.New("the value is not JSON; -x not-json=write writes it all the same")
+	errDatatype   = errors.New("the value has extended attributes, is compressed or of an unknown datatype: it is no document that can be a file")
 	errDeletion   = errors.New("a zip of documents has no place for deletions; a folder has")
 )
 
@@ -239,6 +243,9 @@ func (l lane) Write(ctx context.Context, b *pump.Batch) error {
 				b.Settle(i, pump.Rejected, errDeletion)
 				continue
 			}
+		case it.Datatype&^pump.DatatypeJSON != 0:
+			b.Settle(i, pump.Rejected, errDatatype)
+			continue
 		case s.o.NotJSON != "write" && !isJSON:
 			b.Settle(i, pump.Rejected, errNotJSON)
 			continue

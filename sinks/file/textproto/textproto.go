@@ -24,7 +24,7 @@ func Plugin() pump.SinkPlugin[Options] {
 	return pump.SinkPlugin[Options]{
 		Schemes: []string{"stdout", "-"},
 		Summary: "memcached text protocol on standard output: set or add, delete",
-		Doc:     "Keys that the protocol does not take, items of collections and compressed values are rejected by name. Times in January 1970, long over, are written as -1.",
+		Doc:     "Keys that the protocol does not take, items of collections and values with extended attributes are rejected by name. Times in January 1970, long over, are written as -1.",
 		New: func(_ context.Context, t pump.Target, o Options) (pump.Sink, error) {
 			if t.Rest != "" {
 				return nil, pump.Usagef("stdout: takes options only; it is not followed by a name")
@@ -38,23 +38,20 @@ func Plugin() pump.SinkPlugin[Options] {
 func New(path string, o Options) *fileio.Sink {
 	// One lane: what is said of a key and of all others stays in the order of
 	// the source's streams.
-	return &fileio.Sink{Path: path, Lane: 1, Encode: o.append, Loses: fileio.VBucket | fileio.CAS | fileio.Rev | fileio.Seqno |
+	return &fileio.Sink{Path: path, Lane: 1, Encode: o.append, Plain: true, Loses: fileio.VBucket | fileio.CAS | fileio.Rev | fileio.Seqno |
 		fileio.Datatype | fileio.Meta | fileio.Expired | fileio.OfDeletion | fileio.LongOver}
 }
 
 const (
 	maxKey   = 250
 	relative = 30 * 24 * 60 * 60 // the protocol takes up to this for a time from now
-	// opaque are the datatypes whose values are not the bytes of the document:
-	// compressed, or with extended attributes in front.
-	opaque = 2 | 4
 )
 
 var (
 	errKeyLength  = errors.New("the key is empty or longer than 250 bytes, which the text protocol does not take")
 	errKey        = errors.New("the key holds a space or a control character, which the text protocol does not take")
 	errCollection = errors.New("the text protocol has no place for the collection of an item")
-	errOpaque     = errors.New("the value is compressed or has extended attributes, which the text protocol cannot say")
+	errOpaque     = errors.New("the value has extended attributes, is compressed or of an unknown datatype, which the text protocol cannot say")
 )
 
 func (o Options) append(dst []byte, it *pump.Item) ([]byte, pump.Verdict, error) {
@@ -76,7 +73,7 @@ func (o Options) append(dst []byte, it *pump.Item) ([]byte, pump.Verdict, error)
 		dst = append(append(dst, "delete "...), it.Key...)
 		return append(dst, '\r', '\n'), pump.Done, nil
 	}
-	if it.Datatype&opaque != 0 {
+	if it.Datatype&^pump.DatatypeJSON != 0 {
 		return dst, pump.Rejected, errOpaque
 	}
 	command := "set "

@@ -18,7 +18,7 @@ type Config struct {
 	pump.Env
 	TLS      cluster.TLS
 	Network  string
-	Features []uint16 // that connections to nodes ask for
+	Features func() []uint16 // what connections to nodes ask for; nil: nothing
 }
 
 // Nodes is a cluster behind a REST address.
@@ -50,7 +50,9 @@ func NewNodes(k *Kind, cfg Config) (*Nodes, error) {
 // KV says how to reach a node.
 func (p *Nodes) KV(l *Layout, addr string) cluster.KVConfig {
 	kv := p.asked().KV(l.Bucket, addr)
-	kv.Features = p.cfg.Features
+	if p.cfg.Features != nil {
+		kv.Features = p.cfg.Features()
+	}
 	return kv
 }
 

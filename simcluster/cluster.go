@@ -111,7 +111,7 @@ func Start(cfg Config) (*Cluster, error) {
 			return nil, err
 		}
 	}
-	c.uuid = fmt.Sprintf("%032x", c.cas.next())
+	c.uuid = newUUID()
 	for range cfg.Nodes {
 		n, err := c.startNode()
 		if err != nil {
@@ -257,7 +257,7 @@ func (c *Cluster) stampDeletion(it *item) {
 func (c *Cluster) createBucket(bc BucketConfig) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	b := &Bucket{c: c, cfg: bc, uuid: fmt.Sprintf("%032x", c.cas.next()), terse: make(map[*Node]terseCache)}
+	b := &Bucket{c: c, cfg: bc, uuid: newUUID(), terse: make(map[*Node]terseCache)}
 	first := firstManifest()
 	b.manifest.Store(&first)
 	n := c.cfg.VBuckets

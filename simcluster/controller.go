@@ -1,7 +1,6 @@
 package simcluster
 
 import (
-	"fmt"
 	"net/http"
 	"net/url"
 	"slices"
@@ -186,7 +185,7 @@ func (c *Cluster) startRecovery(b *Bucket) recoveryDoc {
 		return recoveryDoc{Code: "failed_nodes", FailedNodes: dead}
 	}
 	c.activateAdded()
-	r := &recoveryRun{b: b, uuid: fmt.Sprintf("%032x", c.cas.next()), owners: make(map[uint16]*nodeBucket)}
+	r := &recoveryRun{b: b, uuid: newUUID(), owners: make(map[uint16]*nodeBucket)}
 	for _, vb := range missing {
 		owner := slices.MinFunc(b.nodes, func(x, y *nodeBucket) int { return load[x] - load[y] })
 		load[owner]++

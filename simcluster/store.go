@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -312,7 +314,7 @@ func (nb *nodeBucket) setState(m *vbucket, vb uint16, s mcbp.VBState) {
 
 // branch begins a new branch of a copy's history at its high seqno.
 func (nb *nodeBucket) branch(v *vcopy) {
-	v.uuid = nb.b.c.cas.next()&0xffffffffffff | 1
+	v.uuid = rand.Uint64()&0xffffffffffff | 1
 	v.flog = append([]mcbp.FailoverEntry{{UUID: v.uuid, Seqno: v.high}}, v.flog...)
 }
 
@@ -370,6 +372,10 @@ func looksJSON(value []byte) bool {
 	t := bytes.TrimLeft(value, " \t\r\n")
 	return len(t) > 0 && (t[0] == '{' || t[0] == '[') && json.Valid(value)
 }
+
+// newUUID names a cluster, a bucket or a recovery. It is random: clusters that are
+// started at the same moment must not take each other for the same.
+func newUUID() string { return fmt.Sprintf("%016x%016x", rand.Uint64(), rand.Uint64()) }
 
 // casClock makes CAS values in the manner of a server generation.
 type casClock struct {

@@ -130,7 +130,10 @@ func VBucketOf(key []byte, n int) uint16 {
 
 // Identity says which bucket it is. where is the address it was found by.
 func (b *Bucket) Identity(where string) pump.Identity {
-	id := pump.Identity{Name: fmt.Sprintf("bucket %q at %s", clip(b.Name, 100), where), UUID: b.UUID, Bucket: b.Name, KV: slices.Clone(b.Map.Servers)}
+	id := pump.Identity{Name: fmt.Sprintf("bucket %q at %s", clip(b.Name, 100), where), UUID: b.UUID, Bucket: b.Name, KV: slices.Clone(b.Map.Servers), Resolves: pump.ResolvesRevision}
+	if b.LastWriteWins() {
+		id.Resolves = pump.ResolvesTime
+	}
 	for _, n := range b.Nodes {
 		if n.KV != "" {
 			id.KV = append(id.KV, n.KV)

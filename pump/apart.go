@@ -15,6 +15,10 @@ type Identity struct {
 	UUID   string   // of the bucket; "" where it is not known
 	Bucket string   // "" where an address is all that is known
 	KV     []string // host:port of the data ports
+	// Resolves is how the bucket tells which of two versions of a document is newer,
+	// "revision" or "time"; "" where it is not known or the sink asks for no such
+	// decision.
+	Resolves string
 }
 
 // Volatile is an optional ability of sinks that hold what was written in memory
@@ -24,6 +28,12 @@ type Volatile interface {
 	Life(ctx context.Context) (string, error)
 }
 
+// The values of Identity.Resolves.
+const (
+	ResolvesRevision = "revision"
+	ResolvesTime     = "time"
+)
+
 // Identifier is an optional ability of sources and sinks that are a bucket.
 type Identifier interface {
 	Identity(ctx context.Context) (Identity, error)
@@ -31,8 +41,10 @@ type Identifier interface {
 
 // Apart returns sink such that it refuses to be used (class usage, code same-ends)
 // when it turns out to be what source reads: by the bucket's uuid, and where one
-// side does not know that, by a common data port and the bucket's name. Ends
-// without an Identity come back as they are.
+// side does not know that, by a common data port and the bucket's name. It refuses as
+// well (code conflict-resolution) when the two decide by different things which
+// version of a document is newer: older ones would replace newer ones without a
+// word. Ends without an Identity come back as they are.
 func Apart(source Source, sink Sink) Sink {
 	from, ok := As[Identifier](source)
 	if !ok {
@@ -55,13 +67,16 @@ type apart struct {
 // Unwrap returns the sink, whose other abilities count.
 func (a *apart) Unwrap() any { return a.Sink }
 
-var errSameEnds = errors.New("source and destination are the same bucket")
+var (
+	errSameEnds = errors.New("source and destination are the same bucket")
+	errResolves = errors.New("source and destination resolve conflicts differently")
+)
 
 // Check compares both ends, then asks the sink.
 func (a *apart) Check(ctx context.Context) error {
 	// Where an end cannot be asked its own check says why; if it does not, Lanes
 	// asks again and insists.
-	if err := a.compare(ctx); errors.Is(err, errSameEnds) {
+	if err := a.compare(ctx); errors.Is(err, errSameEnds) || errors.Is(err, errResolves) {
 		return err
 	}
 	if c, ok := As[Checker](a.Sink); ok {
@@ -93,6 +108,12 @@ func (a *apart) compare(ctx context.Context) error {
 		return &Error{Class: ClassUsage, Code: "same-ends", Op: fmt.Sprintf("copy %s to %s", from.Name, to.Name),
 			Err:  fmt.Errorf("%w: %s", errSameEnds, why),
 			Hint: "Name another bucket with -B, or another destination."}
+	}
+	if from.Resolves != "" && to.Resolves != "" && from.Resolves != to.Resolves {
+		return &Error{Class: ClassUsage, Code: "conflict-resolution", Op: fmt.Sprintf("copy %s to %s", from.Name, to.Name),
+			Err: fmt.Errorf("%w: the source by %s, the destination by %s, so an older document could pass for the newer one", errResolves, from.Resolves, to.Resolves),
+			Hint: "-x conflict-resolution=false writes what the source holds over what the destination holds, and keeps CAS and revision: right for a destination that nobody else writes to. " +
+				"-x with-meta=false does the same with a new CAS and revision. --destination-operation add writes only what the destination does not have."}
 	}
 	a.proven = true
 	return nil

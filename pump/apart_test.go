@@ -73,3 +73,25 @@ func TestApartUnknown(t *testing.T) {
 		t.Errorf("the wrapper hides the sink")
 	}
 }
+
+// TestApartResolves: of two buckets that decide by different things what is newer
+// one is not copied onto the other, unless nothing is left to that decision.
+func TestApartResolves(t *testing.T) {
+	for _, tc := range []struct {
+		from, to string
+		refused  bool
+	}{
+		{"revision", "revision", false}, {"time", "time", false}, {"revision", "time", true}, {"time", "revision", true},
+		{"", "time", false}, {"revision", "", false},
+	} {
+		sink := &someSink{id: Identity{UUID: "a", Resolves: tc.to}}
+		both := Apart(&someSource{id: Identity{UUID: "b", Resolves: tc.from}}, sink)
+		err := Check(t.Context(), nil, both)
+		_, lerr := both.Lanes(t.Context(), 1)
+		for _, err := range []error{err, lerr} {
+			if (err != nil) != tc.refused || tc.refused && (ExitCode(err, 0) != 2 || CodeOf(err) != "conflict-resolution" || HintOf(err) == "") {
+				t.Errorf("%q to %q: %v", tc.from, tc.to, err)
+			}
+		}
+	}
+}

@@ -152,6 +152,8 @@ type CBSink struct {
 	client  *cluster.Client
 	dialect Dialect
 	log     hclog.Logger
+	// resolves: the destination may be left to decide which version is newer.
+	resolves bool
 
 	view   atomic.Pointer[view]
 	laneOf []int // lane of each vbucket; fixed by Lanes
@@ -180,7 +182,7 @@ func NewCB(_ context.Context, cfg CBConfig) (*CBSink, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.dialect = &metaDialect{o: s.cfg.Options, replicas: cfg.Force}
+	s.dialect, s.resolves = &metaDialect{o: s.cfg.Options, replicas: cfg.Force}, true
 	return s, nil
 }
 
@@ -261,7 +263,11 @@ func (s *CBSink) Identity(ctx context.Context) (pump.Identity, error) {
 	if err != nil {
 		return pump.Identity{}, err
 	}
-	return v.bucket.Identity(s.client.URL()), nil
+	id := v.bucket.Identity(s.client.URL())
+	if o := &s.cfg.Options; !s.resolves || !o.ConflictResolution || !o.WithMeta || o.Operation == "add" {
+		id.Resolves = ""
+	}
+	return id, nil
 }
 
 // current returns the map, asking for it the first time.

@@ -121,6 +121,8 @@ const (
 	// OmitCloseBackfill leaves out OPAQUE 8 at the end of a complete dump, as real
 	// servers do now and then. It looks at TAP_CONNECT.
 	OmitCloseBackfill
+	// Continue goes on as if nothing was: for Fault.Do alone.
+	Continue
 )
 
 // Fault is a scripted failure of one node's KV port.
@@ -132,6 +134,10 @@ type Fault struct {
 	After   int // let this many matching requests or messages pass first
 	Times   int // how often it strikes; 0 = for ever
 
+	// Do is called when the fault strikes, before what Action does. The connection
+	// waits for it. It may change the cluster: something else happens in mid-stream.
+	// It is not called for faults of a whole dump or stream.
+	Do     func()
 	Status mcbp.Status
 	Action FaultAction
 	CutAt  int // CutMidFrame of a dump: after this many bytes of the whole stream

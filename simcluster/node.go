@@ -366,6 +366,18 @@ func (fs *faults) strike(op mcbp.Opcode, vb uint16) *Fault {
 	if fs.armed.Load() == 0 {
 		return nil
 	}
+	f := fs.find(op, vb)
+	if f == nil || f.Do == nil {
+		return f
+	}
+	f.Do()
+	if f.Action == Continue {
+		return nil
+	}
+	return f
+}
+
+func (fs *faults) find(op mcbp.Opcode, vb uint16) *Fault {
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	for _, a := range fs.kv {

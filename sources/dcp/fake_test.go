@@ -42,6 +42,7 @@ type fakeNode struct {
 	closed   int  // CLOSE_STREAMs
 	growing  bool // every question for seqnos finds one more
 	onAck    func(n uint32)
+	onSeqnos func() // called with mu held before each answer to GET_ALL_VB_SEQNOS
 
 	// stream plays a stream. n counts the requests of the node from 0. It returns
 	// what is to be written; errAbrupt closes the connection behind it.
@@ -154,6 +155,9 @@ func (f *fakeNode) answer(c net.Conn, p *mcbp.Frame) ([]byte, error) {
 	case mcbp.OpStat:
 		return f.stats(h, string(p.Key())), nil
 	case mcbp.OpGetAllVBSeqnos:
+		if f.onSeqnos != nil {
+			f.onSeqnos()
+		}
 		var v []byte
 		for _, vb := range slices.Sorted(maps.Keys(f.high)) {
 			v = binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint16(v, vb), f.high[vb])

@@ -317,7 +317,8 @@ type status struct {
 // status asks for the counts and high seqnos of vbuckets, on a connection of the
 // same kind as the stream's: others mean other seqnos.
 func (s *stream) status(ctx context.Context, addr string, parts []*part) (st status, err error) {
-	for try := 0; ; try++ {
+	began := time.Now()
+	for again := true; ; {
 		had := s.asks[addr] != nil
 		var conn *cluster.Conn
 		if conn, err = s.ask(ctx, addr); err != nil {
@@ -326,16 +327,28 @@ func (s *stream) status(ctx context.Context, addr string, parts []*part) (st sta
 		if st.info, err = conn.VBucketDetails(ctx); err == nil {
 			st.high, err = s.highs(ctx, conn, active(st.info, parts))
 		}
-		if err == nil || ctx.Err() != nil || !pump.IsRetryable(err) || !had || try > 0 {
+		switch {
+		case err == nil || ctx.Err() != nil || !pump.IsRetryable(err):
+			return st, err
+		case pump.CodeOf(err) == codeSeqnosMissing && time.Since(began) < s.src.cfg.Options.MapWait:
+			// It warms up, or a vbucket has moved away between the two questions: then it
+			// is not active there any more.
+		case had && again:
+			again = false
+			s.forget(addr) // it lay idle for long; a new one may do
+		default:
 			return st, err
 		}
-		s.forget(addr) // it lay idle for long; a new one may do
 	}
 }
 
-// highs asks for the seqnos that legs are to end at.
+// codeSeqnosMissing is of package cluster: the node does not list all vbuckets.
+const codeSeqnosMissing = "seqnos-missing"
+
+// highs asks for the seqnos that legs are to end at. It does not wait for long:
+// what the node does not list may not be there any more.
 func (s *stream) highs(ctx context.Context, conn *cluster.Conn, vbs []uint16) (map[uint16]uint64, error) {
-	wait := s.src.cfg.Options.MapWait
+	wait := min(s.src.cfg.Options.MapWait, 250*time.Millisecond)
 	if s.filter != nil {
 		return conn.CollectionHighSeqnos(ctx, vbs, s.chosen, wait)
 	}
@@ -375,6 +388,9 @@ func (s *stream) start(ctx context.Context, addr string, group, all []*part) err
 		return err
 	}
 	high, err := s.highs(ctx, conn, active(began.info, group))
+	if pump.CodeOf(err) == codeSeqnosMissing {
+		return nil // one has just moved: begin looks again
+	}
 	if err != nil {
 		return err
 	}

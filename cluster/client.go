@@ -233,6 +233,7 @@ func (c *Client) Do(ctx context.Context, method, path string, form url.Values) (
 	if err := ctx.Err(); err != nil {
 		return nil, stopped(op, err)
 	}
+	defer trace(ctx, WaitRequest)()
 	rctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	var used atomic.Pointer[sniffConn]

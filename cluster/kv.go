@@ -126,6 +126,7 @@ func DialKV(ctx context.Context, cfg KVConfig) (*Conn, error) {
 	if _, err := cfg.checkFeatures(); err != nil {
 		return nil, err
 	}
+	defer trace(ctx, WaitConnect)()
 	dctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
 	var d net.Dialer

@@ -291,7 +291,7 @@ func (r *run) notNeeded(ctx context.Context, todo []uint16, why error) error {
 	if err := r.again.call(ctx, func() error { return r.dst.refresh(ctx) }, nil); err != nil {
 		return err
 	}
-	dst, src := r.dst.survey(ctx), r.src.survey(ctx)
+	src, dst := r.surveys(ctx)
 	if err := dst.failed(); err != nil {
 		return err
 	}

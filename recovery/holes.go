@@ -46,7 +46,7 @@ func (r *run) findHoles(ctx context.Context, p *Plan, src, dst *survey) error {
 	first := true
 	_, err := r.again.poll(ctx, r.opt.Timing.VerifyFor, func() (bool, error) {
 		if !first {
-			src, dst = r.src.survey(ctx), r.dst.survey(ctx)
+			src, dst = r.surveys(ctx)
 		}
 		first = false
 		suspects = slices.DeleteFunc(suspects, func(vb uint16) bool { return !r.hollow(vb, src, dst) })

@@ -57,7 +57,7 @@ func (r *run) makePlan(ctx context.Context) error {
 		return err
 	}
 	r.plan = p
-	dst, src := r.dst.survey(ctx), r.src.survey(ctx)
+	src, dst := r.surveys(ctx)
 	if len(missing) > 0 {
 		if err := r.lookForRecovery(ctx, p); err != nil {
 			return err

@@ -38,6 +38,7 @@ type Result struct {
 	Outcomes    []Outcome
 	Transfer    *pump.Report // nil when nothing was transferred
 	Interrupted bool
+	Spent       Spent
 }
 
 // Remaining lists the vbuckets that a further run has to do.

@@ -20,8 +20,9 @@ import (
 //
 // Cancelling ctx stops at once; closing Options.Stop stops in order.
 func Run(ctx context.Context, opt Options) (*Result, error) {
-	r := &run{opt: opt, res: &Result{}, out: make(map[uint16]*Outcome)}
-	err := r.all(ctx)
+	r := &run{opt: opt, res: &Result{}, out: make(map[uint16]*Outcome), meter: newMeter(time.Now)}
+	err := r.all(cluster.WithTrace(ctx, r.meter.wait))
+	r.res.Spent = r.meter.read()
 	for _, vb := range sortedKeys(r.out) {
 		r.res.Outcomes = append(r.res.Outcomes, *r.out[vb])
 	}
@@ -34,6 +35,7 @@ type run struct {
 	opt   Options
 	res   *Result
 	again repeater
+	meter *meter
 
 	src, dst  *side
 	api       Dialect
@@ -379,7 +381,7 @@ func (r *run) connect(ctx context.Context) error {
 func (r *run) disconnect() {
 	for _, s := range []*side{r.src, r.dst} {
 		if s != nil {
-			s.client.Close()
+			s.close()
 		}
 	}
 }

@@ -20,6 +20,22 @@ type side struct {
 	client *cluster.Client
 	name   string // of the bucket
 	bucket *cluster.Bucket
+
+	mu    sync.Mutex
+	idle  map[string]*cluster.Conn // by KV address: for questions only
+	ended bool
+}
+
+// close ends every connection.
+func (s *side) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ended = true
+	for _, c := range s.idle {
+		_ = c.Close()
+	}
+	s.idle = nil
+	s.client.Close()
 }
 
 // refresh reads the bucket's document again.
@@ -45,8 +61,8 @@ type survey struct {
 	errs  map[string]error                     // nodes that did not answer
 }
 
-// survey asks every node of the bucket, each on a connection of its own that is
-// used for nothing else: statistics on a connection that pushes would have to
+// survey asks every node of the bucket, each on a connection that is used for
+// nothing but questions: statistics on a connection that pushes would have to
 // wait behind the pushes, and real servers crash when uses are mixed.
 func (s *side) survey(ctx context.Context) *survey {
 	v := &survey{nodes: make(map[string]map[uint16]cluster.VBInfo), errs: make(map[string]error)}
@@ -72,17 +88,58 @@ func (s *side) survey(ctx context.Context) *survey {
 	return v
 }
 
-// admin runs f on a connection to a node that is closed afterwards.
-func (s *side) admin(ctx context.Context, addr string, f func(*cluster.Conn) error) error {
+// surveys asks both sides at the same time.
+func (r *run) surveys(ctx context.Context) (src, dst *survey) {
+	var wg sync.WaitGroup
+	wg.Go(func() { src = r.src.survey(ctx) })
+	dst = r.dst.survey(ctx)
+	wg.Wait()
+	return src, dst
+}
+
+// admin asks a node something. The connection is kept for the next question: a
+// recovery asks every node many times, and a login takes longer than an answer.
+func (s *side) admin(ctx context.Context, addr string, ask func(*cluster.Conn) error) error {
+	s.mu.Lock()
+	c := s.idle[addr]
+	delete(s.idle, addr)
+	s.mu.Unlock()
+	if c != nil {
+		err := ask(c)
+		if err == nil {
+			s.keep(addr, c)
+			return nil
+		}
+		_ = c.Close()
+		if ctx.Err() != nil || !pump.IsRetryable(err) {
+			return err
+		}
+		// It may have been cut since the last question, which says nothing of the node.
+	}
 	c, err := cluster.DialKV(ctx, s.client.KV(s.bucket, addr))
 	if err != nil {
 		return err
 	}
-	err = f(c)
-	if cerr := c.Close(); err == nil {
-		err = cerr
+	if err := ask(c); err != nil {
+		_ = c.Close()
+		return err
 	}
-	return err
+	s.keep(addr, c)
+	return nil
+}
+
+// keep keeps a connection for the next question to a node.
+func (s *side) keep(addr string, c *cluster.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ended || s.idle[addr] != nil {
+		_ = c.Close()
+		return
+	}
+	if s.idle == nil {
+		s.idle = make(map[string]*cluster.Conn)
+	}
+	s.idle[addr] = c
 }
 
 // flushed waits until the node has written to disk what it has in memory.

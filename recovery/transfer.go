@@ -120,6 +120,10 @@ func (r *run) transfer(ctx context.Context) error {
 		return errors.Join(err, source.Close())
 	}
 	r.tally = newTally(r.todo)
+	var items uint64
+	for _, vb := range r.todo {
+		items += r.out[vb].SourceItems
+	}
 	cut, cancel := context.WithCancel(ctx)
 	defer cancel()
 	over, early := make(chan struct{}), errgroup.Group{}
@@ -133,7 +137,7 @@ func (r *run) transfer(ctx context.Context) error {
 		})
 	}
 	report, err := pump.Run(cut, pump.Config{
-		Source: source, Sink: sink, Settings: r.opt.Settings, Threads: r.opt.Threads,
+		Source: &meteredSource{source, r.meter, items}, Sink: &meteredSink{sink, r.meter}, Settings: r.opt.Settings, Threads: r.opt.Threads,
 		Filter:        r.tally.wants,
 		Log:           r.opt.Log,
 		Stop:          r.opt.Stop,

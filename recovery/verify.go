@@ -39,10 +39,11 @@ func (r *run) verify(ctx context.Context, good []uint16) error {
 	// from a node that is busy, and at a live source counts move: both are given
 	// a little time to agree.
 	_, err := r.again.poll(ctx, r.opt.Timing.VerifyFor, func() (bool, error) {
-		dst := r.dst.survey(ctx)
-		var src *survey
-		if !first || len(published) > 0 {
-			src = r.src.survey(ctx)
+		var src, dst *survey
+		if first && len(published) == 0 {
+			dst = r.dst.survey(ctx)
+		} else {
+			src, dst = r.surveys(ctx)
 		}
 		first = false
 		open = slices.DeleteFunc(open, func(vb uint16) bool {

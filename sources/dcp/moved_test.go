@@ -12,22 +12,22 @@ import (
 // TestMovesBetweenQuestions: the vbucket is taken away after the node has said that
 // it is active and before it tells its seqno. Its new node is not kept waiting.
 func TestMovesBetweenQuestions(t *testing.T) {
-	for name, at := range map[string]int{"before the first": 1, "before the second": 2} {
+	for name, question := range map[string]int{"before the first": 1, "before the second": 2} {
 		t.Run(name, func(t *testing.T) {
 			second := startFake(t, v66, map[uint16]cluster.VBInfo{7: activeVB(6)}, map[uint16]uint64{7: 6}, whole)
 			first := startFake(t, v66, map[uint16]cluster.VBInfo{7: activeVB(6)}, map[uint16]uint64{7: 6}, whole)
 			// A wait of that length would not end within the test.
 			s := from(t, func(c *Config) { c.Options.MapWait = time.Hour }, map[uint16]*fakeNode{7: first}, 7)
-			places := s.src.places.(*fakePlaces)
-			places.nodes[second.l.Addr().String()] = second
+			at := s.src.at.Places.(*fakePlaces)
+			at.nodes[second.l.Addr().String()] = second
 			asked := 0
 			first.onSeqnos = func() {
-				if asked++; asked == at {
+				if asked++; asked == question {
 					delete(first.high, 7)
 					first.onAsk = func(int) { first.vbs[7] = cluster.VBInfo{State: mcbp.VBDead} }
 				}
 			}
-			places.onAsk = func(p *fakePlaces, n int) {
+			at.onAsk = func(p *fakePlaces, n int) {
 				if n > 1 {
 					p.active[7] = second.l.Addr().String()
 				}

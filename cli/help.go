@@ -121,6 +121,8 @@ Running
       --recovery-api API               auto, proposal or controller (default auto)
       --resume                         go on with a recovery that is under way at the
                                        destination (controller)
+      --checkpoint FOLDER              keep there which vbuckets have come whole, so that
+                                       a run that was killed need not fetch them again
       --transfer HOW                   how vbuckets are pushed: auto, tap, dcp or
                                        with-meta (default auto)
   -t, --threads N                      parallel writers, up to 256 (default: the sink's

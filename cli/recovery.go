@@ -21,6 +21,7 @@ type recoveryFlags struct {
 	removeNode string
 	api        string
 	resume     bool
+	checkpoint string
 	transfer   string
 }
 
@@ -34,6 +35,7 @@ func newRecoveryFlags(name string) *recoveryFlags {
 	s.StringVarP(&f.removeNode, "remove-node", "r", "", "")
 	s.StringVar(&f.api, "recovery-api", recovery.APIAuto, "")
 	s.BoolVar(&f.resume, "resume", false, "")
+	s.StringVar(&f.checkpoint, "checkpoint", "", "")
 	s.StringVar(&f.transfer, "transfer", recovery.TransferAuto, "")
 	f.addShared()
 	return f
@@ -131,7 +133,7 @@ func (j *recoveryJob) prepare(p *Process, r *pump.Registry) (opt recovery.Option
 		return opt, err
 	}
 	opt.Source, opt.Destination = endpointOf(source), endpointOf(sink)
-	opt.Resume, opt.Transfer = f.resume, f.transfer
+	opt.Resume, opt.Transfer, opt.Checkpoint = f.resume, f.transfer, f.checkpoint
 	opt.API, opt.AddNode, opt.RemoveNode, opt.DryRun = f.api, f.addNode, f.removeNode, f.dryRun
 	opt.Threads, opt.Log, opt.OnEvent = f.threads, j.say.logger(f.verbose), j.event
 	opt.Timing.ProgressBy = j.say.every()

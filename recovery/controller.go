@@ -86,6 +86,9 @@ func (c *controller) Begin(ctx context.Context, _ []uint16) (map[uint16]string, 
 	return c.owners(ctx, op, a)
 }
 
+// RecoveryID implements Committer.
+func (c *controller) RecoveryID() string { return c.uuid }
+
 func (c *controller) Adopt(ctx context.Context, uuid string) (map[uint16]string, error) {
 	op := fmt.Sprintf("read the state of recovery %s of bucket %s at %s", quote(uuid), c.side.name, c.client.URL())
 	was := c.uuid

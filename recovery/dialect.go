@@ -61,6 +61,9 @@ type Committer interface {
 	// it only vbuckets whose transfer is complete, confirmed and verified
 	// (invariant 6).
 	Commit(ctx context.Context, vb uint16) error
+	// RecoveryID is the uuid of the recovery that is under way for this run, "" when
+	// there is none.
+	RecoveryID() string
 	// Uncommitted lists what is not committed yet.
 	Uncommitted(ctx context.Context) (map[uint16]bool, error)
 }

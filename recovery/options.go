@@ -46,6 +46,11 @@ type Options struct {
 	// and statistics are sent.
 	DryRun bool
 
+	// Checkpoint is a folder in which the run keeps which vbuckets have come whole,
+	// "" for none. What an earlier run kept there is verified anew and, if it is
+	// still like the source, not transferred again; that takes a Verifier.
+	Checkpoint string
+
 	Threads  int           // lanes of the transfer; 0 leaves it to the sink
 	Settings pump.Settings // of the engine; the zero value means the defaults
 	Limits   *pump.Limits  // of the transfer; nil: none

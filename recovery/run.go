@@ -52,6 +52,8 @@ type run struct {
 	verified  []uint16 // may be activated (invariant 6)
 	publish   []uint16 // active at their owners and verified
 
+	journal *journal // nil: none is kept
+
 	emitting sync.Mutex
 }
 
@@ -79,10 +81,14 @@ func (r *run) all(ctx context.Context) error {
 	if len(r.plan.With(ActionCreate, ActionResume, ActionPublish)) == 0 {
 		return r.left() // nodes are replaced to recover something, not for nothing
 	}
-	if err := r.carryOut(ctx); err != nil {
-		return err
+	err := r.openJournal()
+	if err == nil {
+		err = r.carryOut(ctx)
 	}
-	return r.left()
+	if err == nil {
+		err = r.left()
+	}
+	return r.closeJournal(ctx, err)
 }
 
 // carryOut is everything that changes the destination.
@@ -157,6 +163,9 @@ func (r *run) end(ctx context.Context) error {
 func (r *run) attempt(ctx context.Context, todo []uint16) error {
 	err := r.phase(PhasePrepare, len(todo), func() error { return r.prepare(ctx, todo) }, func() int { return len(r.todo) })
 	if err != nil {
+		return err
+	}
+	if err := r.recall(ctx); err != nil {
 		return err
 	}
 	if len(r.todo) > 0 && !r.stopped() {

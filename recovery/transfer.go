@@ -80,6 +80,12 @@ func (t *tally) marks(marks []pump.Mark) {
 	}
 }
 
+func (t *tally) wasRefused(vb uint16) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.refused[vb] != nil
+}
+
 func (t *tally) verdict(it *pump.Item, v pump.Verdict, why error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -145,6 +151,7 @@ func (r *run) transfer(ctx context.Context) error {
 		Limits:        r.opt.Limits,
 		Monitor:       r.opt.Monitor,
 		OnVerdict:     r.tally.verdict,
+		Checkpoint:    r.keep(),
 		OnMarks:       func(_ string, marks []pump.Mark) { r.tally.marks(marks) },
 		Progress:      func(s pump.Snapshot) { r.emit(Progress{s}) },
 		ProgressEvery: r.opt.Timing.ProgressBy,

@@ -81,24 +81,30 @@ func (r *run) verify(ctx context.Context, good []uint16) error {
 
 // accept passes on a vbucket whose counts agree, unless the Verifier objects.
 func (r *run) accept(ctx context.Context, vb uint16) {
-	o := r.out[vb]
-	if r.opt.Verifier != nil {
-		err := r.opt.Verifier.Verify(ctx, Check{VBucket: vb, Items: o.DestinationItems,
-			Source: r.src.client.KV(r.src.bucket, o.Source), Destination: r.dst.client.KV(r.dst.bucket, o.Destination)})
-		if ctx.Err() != nil {
-			return
-		}
-		if err != nil {
-			r.fail(PhaseVerify, vb, err)
-			return
-		}
+	err := r.inspect(ctx, vb)
+	if ctx.Err() != nil {
+		return
 	}
-	if o.State == StateActive {
+	if err != nil {
+		r.fail(PhaseVerify, vb, err)
+		return
+	}
+	if o := r.out[vb]; o.State == StateActive {
 		r.publish = append(r.publish, vb)
 	} else {
 		r.verified = append(r.verified, vb)
 	}
 	r.step(PhaseVerify, vb, StepVerified)
+}
+
+// inspect asks the Verifier about a vbucket.
+func (r *run) inspect(ctx context.Context, vb uint16) error {
+	if r.opt.Verifier == nil {
+		return nil
+	}
+	o := r.out[vb]
+	return r.opt.Verifier.Verify(ctx, Check{VBucket: vb, Items: o.DestinationItems,
+		Source: r.src.client.KV(r.src.bucket, o.Source), Destination: r.dst.client.KV(r.dst.bucket, o.Destination)})
 }
 
 // compare returns nil if the owner holds as many live items as the source. src

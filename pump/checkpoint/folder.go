@@ -55,6 +55,12 @@ func Open(dir string, belongs []Field, resume bool) (*Folder, error) {
 	return f, nil
 }
 
+// There reports whether a folder has a checkpoint, of whatever copy.
+func There(dir string) bool {
+	_, err := os.Lstat(filepath.Join(dir, fileName))
+	return err == nil
+}
+
 func (f *Folder) path(name string) string { return filepath.Join(f.dir, name) }
 
 func (f *Folder) op() string { return "checkpoint " + strconv.Quote(f.dir) }

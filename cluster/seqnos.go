@@ -14,7 +14,8 @@ import (
 )
 
 // HighSeqnos returns the high seqno of each wanted vbucket (GET_ALL_VB_SEQNOS,
-// 3.0.2 and later), of those in one state or, with mcbp.VBAbsent, in any.
+// 3.0.2 and later; before, the statistics of each), of those in one state or, with
+// mcbp.VBAbsent, in any.
 //
 // What it means depends on the connection: with mcbp.FeatureCollections it is the
 // vbucket's, without it is that of the default collection on servers from 7.0 on.
@@ -63,6 +64,13 @@ func (c *Conn) highSeqnos(ctx context.Context, want []uint16, extras []byte, lim
 				return nil, c.Explain(ctx, op, err)
 			}
 		case mcbp.StatusTmpFail, mcbp.StatusBusy:
+		case mcbp.StatusUnknown, mcbp.StatusNotSupported:
+			if c.Has(mcbp.FeatureXerror) { // a newer server knows it
+				return nil, c.Refused(op, &f)
+			}
+			if all, err = c.seqnosOneByOne(ctx, want); err != nil {
+				return nil, err
+			}
 		default:
 			return nil, c.Refused(op, &f)
 		}
@@ -91,6 +99,22 @@ func (c *Conn) highSeqnos(ctx context.Context, want []uint16, extras []byte, lim
 		}
 		pauseFor = min(2*pauseFor, time.Second)
 	}
+}
+
+// seqnosOneByOne asks for the high seqnos of servers that cannot tell them all; those
+// that are not there are left out.
+func (c *Conn) seqnosOneByOne(ctx context.Context, want []uint16) (map[uint16]uint64, error) {
+	all := make(map[uint16]uint64, len(want))
+	for _, vb := range want {
+		s, err := c.VBucketSeqno(ctx, vb)
+		switch {
+		case err == nil:
+			all[vb] = s.High
+		case !isStatus(err, mcbp.StatusNotMyVBucket):
+			return nil, err
+		}
+	}
+	return all, nil
 }
 
 // VBSeqno is what a node says of the history of a vbucket (stats vbucket-seqno).

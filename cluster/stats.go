@@ -77,6 +77,20 @@ func (c *Conn) VBucketDetails(ctx context.Context) (map[uint16]VBInfo, error) {
 	return infos, nil
 }
 
+// VBucketInfo is VBucketDetails of one vbucket (3.0 and later). Not there is a
+// StatusError 0x07.
+func (c *Conn) VBucketInfo(ctx context.Context, vb uint16) (VBInfo, error) {
+	d, group := vbDetails{}, fmt.Sprintf("vbucket-details %d", vb)
+	err := c.Stats(ctx, group, d.add)
+	var infos map[uint16]VBInfo
+	if err == nil {
+		if infos, err = d.done(); err == nil && infos[vb].State == mcbp.VBAbsent {
+			err = fmt.Errorf("%w: vbucket %d does not come", mcbp.ErrMalformed, vb)
+		}
+	}
+	return infos[vb], c.Explain(ctx, "stats "+group, err)
+}
+
 // vbDetails collects the lines of vbucket-details: "vb_N" is a state,
 // "vb_N:num_items" a number; others are of no interest here.
 type vbDetails map[uint16]*vbLine

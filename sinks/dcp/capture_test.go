@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"net"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -108,6 +109,12 @@ func (n *recordedNode) serve(c net.Conn) {
 			}
 			n.mu.Unlock()
 			say(&f, mcbp.StatusOK, nil, value)
+		case mcbp.OpStat:
+			h := mcbp.Header{Magic: mcbp.MagicResponse, Opcode: f.Opcode, Opaque: f.Opaque}
+			vb := strings.TrimPrefix(string(f.Key()), "vbucket-details ")
+			out := mcbp.AppendFrame(nil, h, nil, []byte("vb_"+vb), []byte("replica"))
+			out = mcbp.AppendFrame(out, h, nil, []byte("vb_"+vb+":num_items"), []byte("1000"))
+			_, _ = c.Write(mcbp.AppendFrame(out, h, nil, nil, nil))
 		default:
 			n.mu.Lock()
 			n.pushed = append(n.pushed, packet(&f))

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"slices"
 	"strconv"
 	"sync"
@@ -60,12 +61,15 @@ type link struct {
 	refusals []mc.Refusal
 	failed   error
 	vbs      []uint16
+	seed     maphash.Seed
+	keys     map[uint64]bool // of the round, by their hashes: it left them with a value
 }
 
 func newLink(d *dialect, manifest func() *cluster.Manifest, conn, admin *cluster.Conn, deleteTimes bool, t mc.Traits) *link {
 	l := &link{
 		d: d, manifest: manifest, conn: conn, admin: admin, deleteTimes: deleteTimes, traits: t, timeout: d.timeout,
 		gone: make(chan struct{}), wake: make(chan struct{}, 1), streams: make(map[uint16]*stream), window: firstWindow,
+		seed: maphash.MakeSeed(), keys: make(map[uint64]bool),
 	}
 	go l.read()
 	return l
@@ -86,6 +90,7 @@ func (l *link) Explain(op string, f *mcbp.Frame) error {
 // Begin adds streams for vbuckets that have none.
 func (l *link) Begin(ctx context.Context, vbs []uint16) (map[uint16]*pump.Error, error) {
 	l.ctx, l.failed, l.round, l.refusals = ctx, nil, l.round[:0], l.refusals[:0]
+	clear(l.keys)
 	l.unguard = context.AfterFunc(ctx, func() { _ = l.conn.Close() })
 	var added []*stream
 	var request []byte
@@ -174,6 +179,7 @@ func (l *link) Append(i int, it *pump.Item) {
 		return
 	}
 	s.items = append(s.items, i)
+	l.tally(s, it)
 	l.events(s, it)
 	cas := it.CAS
 	if badCAS(cas) {
@@ -191,6 +197,26 @@ func (l *link) Append(i int, it *pump.Item) {
 	case len(s.buf) >= snapshotBytes:
 		l.push(s)
 	}
+}
+
+// tally notes what the item does to the number of live items.
+func (l *link) tally(s *stream, it *pump.Item) {
+	var h maphash.Hash
+	h.SetSeed(l.seed)
+	_ = h.WriteByte(byte(s.vb >> 8)) // never fails
+	_ = h.WriteByte(byte(s.vb))
+	_, _ = h.Write(it.Key)
+	key, live := h.Sum64(), it.Op == pump.Mutation
+	switch was := l.keys[key]; {
+	case live && !was:
+		s.live++
+	case !live && was:
+		s.live--
+	}
+	if !live {
+		s.gone++
+	}
+	l.keys[key] = live
 }
 
 // events tells the vbucket of collections before the first item of one, and again
@@ -295,6 +321,9 @@ func (l *link) Wait() ([]mc.Refusal, error) {
 	if l.failed == nil {
 		l.failed = l.confirm()
 	}
+	if l.failed == nil {
+		l.failed = l.count()
+	}
 	if l.failed != nil {
 		return l.refusals, l.end(l.failed)
 	}
@@ -317,6 +346,9 @@ func (l *link) judge() error {
 	for _, s := range l.round {
 		switch status := s.refusal; {
 		case status == mcbp.StatusOK:
+			if s.suspect {
+				s.live = 0 // some of them may have been refused
+			}
 			s.suspect = s.suspect && slices.ContainsFunc(l.refusals, func(r mc.Refusal) bool { return slices.Contains(s.items, r.Index) })
 			if len(s.items) > 0 {
 				l.vbs = append(l.vbs, s.vb)
@@ -324,6 +356,8 @@ func (l *link) judge() error {
 		case status == mcbp.StatusNotFound || status == mcbp.StatusRange:
 			return fmt.Errorf("the node has lost the stream of vbucket %d (%s)", s.vb, mcbp.StatusName(status))
 		default:
+			s.live = 0 // which of them are there is not known
+			s.floor = s.least()
 			var again *pump.Error
 			if itemRefused(status) {
 				again = &pump.Error{Code: "stream-item", Retry: true, Op: fmt.Sprintf("push vbucket %d into node %s", s.vb, l.conn.Addr()),
@@ -381,6 +415,63 @@ func (l *link) confirm() error {
 		}
 		delay = min(2*delay, 100*time.Millisecond)
 	}
+}
+
+// count waits until the node counts as many live items as there must be. A node
+// that keeps only some in memory counts those that are on its disk, a little later.
+func (l *link) count() error {
+	limit := time.Now().Add(l.timeout)
+	pause := time.NewTimer(0)
+	defer pause.Stop()
+	for delay := time.Millisecond; ; delay = min(2*delay, 200*time.Millisecond) {
+		counts, err := l.counts()
+		if err != nil {
+			return err
+		}
+		short := -1
+		for i, vb := range l.vbs {
+			if counts[vb].Items < l.streams[vb].least() {
+				short = i
+			}
+		}
+		if short < 0 {
+			for _, vb := range l.vbs {
+				s := l.streams[vb]
+				s.floor = s.least()
+			}
+			return nil
+		}
+		if time.Now().After(limit) {
+			vb := l.vbs[short]
+			return &pump.Error{Code: "items-missing", Op: fmt.Sprintf("push vbucket %d into node %s", vb, l.conn.Addr()), Retry: true,
+				Err:  fmt.Errorf("it took everything, and %v later it counts %d live items, while there must be %d or more", l.timeout, counts[vb].Items, l.streams[vb].least()),
+				Hint: "is somebody else writing to, or deleting from, that vbucket?"}
+		}
+		pause.Reset(delay)
+		select {
+		case <-pause.C:
+		case <-l.ctx.Done():
+			return l.ctx.Err()
+		}
+	}
+}
+
+// counts asks for the vbuckets of the round: one by one, or all of the node's when
+// that is shorter.
+func (l *link) counts() (map[uint16]cluster.VBInfo, error) {
+	const few = 16
+	if len(l.vbs) > few {
+		return l.admin.VBucketDetails(l.ctx)
+	}
+	counts := make(map[uint16]cluster.VBInfo, len(l.vbs))
+	for _, vb := range l.vbs {
+		info, err := l.admin.VBucketInfo(l.ctx, vb)
+		if err != nil {
+			return nil, err
+		}
+		counts[vb] = info
+	}
+	return counts, nil
 }
 
 // write sends packets. The reader writes too: its answers go in between.

@@ -10,9 +10,13 @@
 //
 // The node answers only what it refuses, and names the stream, not the item. So a
 // refusal in a round of many items makes all of that vbucket's be sent again, then
-// one at a time. What counts as Done is proven: a NOOP behind the items was
-// answered, and another connection says that the vbucket's high seqno is that of the
-// last item (invariant 1). Connections that push carry nothing else.
+// one at a time. What counts as Done is proven (invariant 1): a NOOP behind the items
+// was answered, and another connection says that the vbucket's high seqno is that of
+// the last item and that it holds at least as many live items as there must be: as
+// many as the round left with a value, and those of earlier rounds but for what was
+// deleted. More cannot be told from a count of one moment, since a mutation may
+// replace another; whoever knows all that a vbucket is to hold (package recovery)
+// compares the whole. Connections that push carry nothing else.
 package dcp
 
 import (

@@ -418,9 +418,8 @@ func TestDatatypes(t *testing.T) {
 	}
 }
 
-// TestFlowControl: more than a node's window goes through, and no more than that is
-// ever unacknowledged.
-func TestFlowControl(t *testing.T) {
+// TestLarge: more than a node's window goes through in one write.
+func TestLarge(t *testing.T) {
 	c := replicas(t, simcluster.Config{Version: "7.0.5", Nodes: 1, VBuckets: 4})
 	l := openLane(t, open(t, c, nil))
 	var batch []pump.Item
@@ -545,4 +544,15 @@ func count(c *simcluster.Cluster) (n int) {
 		}
 	}
 	return n
+}
+
+// TestWithoutAllSeqnos: 3.0.0 and 3.0.1 do not know GET_ALL_VB_SEQNOS.
+func TestWithoutAllSeqnos(t *testing.T) {
+	c := replicas(t, simcluster.Config{Version: "3.0.1", Nodes: 1, VBuckets: 4})
+	c.Nodes()[0].Inject(simcluster.Fault{Op: mcbp.OpGetAllVBSeqnos, VBucket: -1, Status: mcbp.StatusUnknown})
+	b := write(t, openLane(t, open(t, c, nil)), item("a", 1, 1), item("b", 1, 2), item("c", 1, 3))
+	verdicts(t, b, pump.Done, pump.Done, pump.Done)
+	if len(held(c)) != 3 {
+		t.Errorf("holds %v", held(c))
+	}
 }

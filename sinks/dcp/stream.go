@@ -37,7 +37,12 @@ type stream struct {
 	ignorant bool // the node refused a collection
 	suspect  bool // items are pushed one at a time, to find the one that is refused
 
+	// floor is how many live items the vbucket must hold by what was confirmed.
+	floor uint64
+
 	// The round.
+	live  int    // keys that it leaves with a value
+	gone  uint64 // deletions
 	items []int  // indexes that were appended
 	buf   []byte // messages of the snapshot that is gathered
 	first uint64 // seqno of the first of them
@@ -46,8 +51,13 @@ type stream struct {
 
 // begin prepares the stream for a round.
 func (s *stream) begin() {
-	s.items, s.buf, s.first, s.goal = s.items[:0], s.buf[:0], 0, 0
+	s.items, s.buf, s.first, s.goal, s.live, s.gone = s.items[:0], s.buf[:0], 0, 0, 0, 0
 }
+
+// least returns how many live items the vbucket must hold behind the round: the keys
+// that it left with a value, and what was there before but for what it deleted. More
+// is not known: a mutation may replace another.
+func (s *stream) least() uint64 { return max(uint64(s.live), s.floor-min(s.floor, s.gone)) }
 
 // next counts a message.
 func (s *stream) next() uint64 {

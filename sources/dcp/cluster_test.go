@@ -597,3 +597,25 @@ func TestStopsAtOnce(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestWithoutAllSeqnos: 3.0.0 and 3.0.1 do not know GET_ALL_VB_SEQNOS.
+func TestWithoutAllSeqnos(t *testing.T) {
+	c := sim(t, simcluster.Config{Nodes: 2, VBuckets: 16, Version: "3.0.1"})
+	b := c.Bucket("default")
+	fill(t, b, 200)
+	for _, n := range c.Nodes() {
+		n.Inject(simcluster.Fault{Op: mcbp.OpGetAllVBSeqnos, VBucket: -1, Status: mcbp.StatusUnknown})
+	}
+	sink, _, marks, err := drain(t, at(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	holds(t, sink, contents(b))
+	if n, _ := completes(marks); n != 16 {
+		t.Errorf("%d vbuckets are complete", n)
+	}
+	modern := sim(t, simcluster.Config{Nodes: 1, VBuckets: 4, Version: "6.6.5"})
+	modern.Nodes()[0].Inject(simcluster.Fault{Op: mcbp.OpGetAllVBSeqnos, VBucket: -1, Status: mcbp.StatusUnknown})
+	_, _, _, err = drain(t, at(modern), nil)
+	want(t, err, "kv-status", "high seqnos")
+}

@@ -34,15 +34,18 @@ func (t *transfer) status() string {
 	if !running {
 		return "both ends are being opened"
 	}
-	return strings.Join(append([]string{statusText(&s)}, t.statusLines()...), "\n")
-}
-
-// statusLines are what the status says beside what the engine knows.
-func (t *transfer) statusLines() []string {
-	if t.dead == nil || t.dead.Len() == 0 {
-		return nil
+	text := statusText(&s)
+	switch dir := t.flags.checkpoint.dir; {
+	case dir == "":
+	case s.SavedAgo < 0:
+		text += fmt.Sprintf("\n  checkpoint: nothing saved in %s yet", quoteText(dir))
+	default:
+		text += fmt.Sprintf("\n  checkpoint: saved in %s %s ago", quoteText(dir), s.SavedAgo.Round(100*time.Millisecond))
 	}
-	return []string{fmt.Sprintf("  rejected items are kept in %s", t.dead.Path())}
+	if t.dead != nil && t.dead.Len() > 0 {
+		text += fmt.Sprintf("\n  %s rejected: %s", countOf(int(t.dead.Len()), "item"), quoteText(t.dead.Path()))
+	}
+	return text
 }
 
 func (j *recoveryJob) status(m *pump.Monitor) string {

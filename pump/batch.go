@@ -34,6 +34,9 @@ type Mark struct {
 	Complete bool
 	// Items is the number of live items (mutations) in a complete part.
 	Items uint64
+	// Lost is set by the engine, for Acknowledger alone, where the run has disposed
+	// of what is before the mark and not all of it was written.
+	Lost bool
 	// State is what else the source needs to go on; opaque to the engine.
 	State []byte
 }

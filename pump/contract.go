@@ -100,7 +100,9 @@ type (
 	// Acknowledger is told which marks of a stream are confirmed, in order, so
 	// that more can be asked for: flow control. What may be forgotten is said to
 	// a Truncater only. Streams may implement it. The call comes from another
-	// goroutine than Read's, also while Read is blocked; one at a time.
+	// goroutine than Read's, also while Read is blocked; one at a time. A mark that
+	// is Lost is not confirmed: it only says that the engine holds nothing any more
+	// of what is before it.
 	Acknowledger interface {
 		Acknowledge(ctx context.Context, confirmed []Mark) error
 	}

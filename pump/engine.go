@@ -106,6 +106,8 @@ type engine struct {
 	lanes    []*laneRun
 	streams  []*streamRun
 	router   Router
+	placer   Placer // nil: the sink is one place
+	circuit  circuit
 	budget   *budget
 	arena    int // bytes of a batch's arena
 	ledger   ledger
@@ -181,6 +183,7 @@ func (e *engine) run(ctx context.Context) (err error) {
 		l.close()
 	}
 	writing.Wait()
+	e.blame()
 	endHelpers()
 	err = e.outcome(ctx, laneCtx, readCtx)
 	if err == nil {
@@ -240,6 +243,7 @@ func (e *engine) prepare(ctx context.Context) ([]Lane, error) {
 		return nil, &Error{Code: "no-lanes", Err: errors.New("the sink gave no lane to write to")}
 	}
 	e.router, _ = As[Router](e.cfg.Sink)
+	e.placer, _ = As[Placer](e.cfg.Sink)
 	e.layOut(streams, lanes)
 	if e.cfg.Monitor != nil {
 		e.cfg.Monitor.run.Store(e)
@@ -395,6 +399,9 @@ func (e *engine) outcome(ctx, laneCtx, readCtx context.Context) error {
 			Hint: "Items that are not counted as done are not known to be at the destination. Run the same command again."}
 	}
 	if laneCtx.Err() != nil {
+		if e.circuit.broken.Load() {
+			return errors.Join(context.Cause(laneCtx), e.circuit.err())
+		}
 		return context.Cause(laneCtx)
 	}
 	var failed []error
@@ -478,9 +485,12 @@ type streamRun struct {
 	latest  markSet // the newest mark of each part that was read
 
 	mu      sync.Mutex
-	nextSeq uint64    // of the next batch
-	firstIn uint64    // sequence number of window[0]
-	window  []waiting // batches that are not settled, in order
+	nextSeq uint64          // of the next batch
+	firstIn uint64          // sequence number of window[0]
+	window  []waiting       // batches that are not settled, in order
+	lost    map[uint16]bool // vbuckets of which an item is not written: see circuit
+	lostAll bool
+	moved   atomic.Bool // the sink changed an item's vbucket
 }
 
 // waiting is a batch in the order of its stream, settled or not.
@@ -614,6 +624,7 @@ func (s *streamRun) route(p *parcel, from, n int) error {
 	for i := range s.perLane {
 		s.perLane[i] = s.perLane[i][:0]
 	}
+	broken := e.circuit.broken.Load()
 	var bytes, filtered uint64
 	for i := from; i < from+n; i++ {
 		it := &b.Items[i]
@@ -621,12 +632,19 @@ func (s *streamRun) route(p *parcel, from, n int) error {
 			filtered++
 			continue
 		}
+		vb := it.VBucket
 		lane, err := e.route(it)
 		if err != nil {
 			e.stopLanes(err)
 			return err
 		}
+		if it.VBucket != vb && !s.moved.Load() {
+			s.moved.Store(true)
+		}
 		bytes += uint64(it.Size())
+		if broken && s.dropped(it) {
+			continue
+		}
 		s.perLane[lane] = append(s.perLane[lane], int32(i))
 	}
 	e.read.Add(uint64(n) - filtered)
@@ -683,11 +701,12 @@ func (s *streamRun) settle(p *parcel) {
 	if len(marks) == 0 {
 		return
 	}
-	if s.e.cfg.OnMarks != nil {
-		s.e.cfg.OnMarks(s.id, marks)
+	reached := s.tellLost(marks)
+	if s.e.cfg.OnMarks != nil && len(reached) > 0 {
+		s.e.cfg.OnMarks(s.id, reached)
 	}
-	if s.e.cfg.Checkpoint != nil {
-		s.e.progress.reach(s.id, marks)
+	if s.e.cfg.Checkpoint != nil && len(reached) > 0 {
+		s.e.progress.reach(s.id, reached)
 	}
 	if a, ok := As[Acknowledger](s.stream); ok {
 		// An error means that the stream is broken; its Read will say so.

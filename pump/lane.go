@@ -31,7 +31,9 @@ type laneRun struct {
 	batch   Batch
 	again   Batch
 	origins []int // index in batch of each item of again
-	held    bool  // one rejected item was too many: no mark may pass it
+	// abandoned are the items of batch that are not written: see circuit.
+	abandoned []int
+	held      bool // one rejected item was too many: no mark may pass it
 }
 
 // share says that the items up to end are the last of their parcel here.
@@ -102,6 +104,7 @@ func (l *laneRun) run(ctx context.Context) error {
 			if err := l.write(ctx, &l.batch); err != nil {
 				return err
 			}
+			l.forsake(shares, from)
 			for !l.held && given < len(shares) && shares[given].end <= to {
 				p := shares[given].p
 				p.stream.settle(p)
@@ -221,7 +224,16 @@ func (l *laneRun) resend(ctx context.Context, b *Batch) error {
 		}
 		first := l.origins[0]
 		cause := b.causes[first]
-		if waited := time.Since(lastProgress); waited >= set.RetryTime {
+		waited := time.Since(lastProgress)
+		expired := waited >= set.RetryTime
+		switch {
+		case set.RetryBudget > 0 && l.e.retried.Load() >= uint64(set.RetryBudget):
+			return overBudget(set.RetryBudget, cause)
+		case (expired || l.e.circuit.broken.Load()) && l.abandon(b, expired),
+			set.RetryItem > 0 && waited >= set.RetryItem && l.rejectAlone(b, waited):
+			lastProgress = time.Now()
+			continue
+		case expired:
 			return giveUp(&b.Items[first], len(l.origins), waited, cause)
 		}
 		l.retrying.Store(&retrying{items: len(l.origins), since: lastProgress, cause: cause})
@@ -272,6 +284,11 @@ func (l *laneRun) gather(b *Batch) {
 		l.again.Items = append(l.again.Items, *it)
 		l.origins = append(l.origins, i)
 	}
+}
+
+func overBudget(n int, cause error) error {
+	return &Error{Class: ClassOf(cause), Code: "retry-budget", Op: fmt.Sprintf("%d items were sent again, which is all that -x retry-budget allows", n),
+		Err: orNoReason(cause), Hint: "Mend what makes the destination refuse items for the moment, or leave retry-budget out."}
 }
 
 func giveUp(it *Item, n int, waited time.Duration, cause error) error {

@@ -18,6 +18,9 @@ type Status struct {
 	MemoryLimit  int64
 	LimitItems   uint64 // a second, 0 = no limit
 	LimitBytes   uint64
+	// SavedAgo is how long ago the checkpoint was saved; below 0: never in this run,
+	// or there is none.
+	SavedAgo time.Duration
 }
 
 // StreamState is how far the reading of a stream has come.
@@ -80,7 +83,10 @@ func (m *Monitor) Status() (Status, bool) {
 	if e == nil {
 		return Status{}, false
 	}
-	s := Status{Snapshot: e.snapshot()}
+	s := Status{Snapshot: e.snapshot(), SavedAgo: -1}
+	if at := e.saved.Load(); at > 0 {
+		s.SavedAgo = max(0, time.Since(time.Unix(0, at)))
+	}
 	if e.cfg.Limits != nil {
 		s.LimitItems, s.LimitBytes = e.cfg.Limits.Rates()
 	}

@@ -11,6 +11,8 @@ type Settings struct {
 	RetryTime       time.Duration `opt:"retry-time" default:"60s" help:"how long items are sent again, and a source that cannot be reached is tried again, without getting further before the run fails"`
 	RetryMin        time.Duration `opt:"retry-min" default:"5ms" help:"first pause before items are sent again; it doubles each time"`
 	RetryMax        time.Duration `opt:"retry-max" default:"1s" help:"longest pause before items are sent again"`
+	RetryItem       time.Duration `opt:"retry-item" default:"30s" help:"how long a few items are sent again while all others of the same write were taken, before they are rejected; 0 does not reject them, and the run fails after retry-time"`
+	RetryBudget     int           `opt:"retry-budget" default:"0" help:"how often items may be sent again in the whole run, all items together, before the run fails; 0 is no limit"`
 	StreamLimit     int           `opt:"stream-limit" default:"64" help:"most source streams read at once"`
 	StreamAttempts  int           `opt:"stream-attempts" default:"5" help:"how often a broken source stream is opened without getting further before it counts as failed"`
 	CheckpointEvery time.Duration `opt:"checkpoint-every" default:"1s" help:"how often the progress is saved where there is a checkpoint; what was done after the last time is done again by the next run"`

@@ -931,6 +931,9 @@ func TestOwnerDies(t *testing.T) {
 	}
 	lost := 0
 	for _, o := range res.Outcomes {
+		if o.Destination != victim.KV() && o.State != recovery.StateRecovered && o.State != recovery.StateActive {
+			t.Errorf("a vbucket of a living node is left: %+v", o)
+		}
 		if o.Destination == victim.KV() {
 			lost++
 			if o.State == recovery.StateRecovered || o.State == recovery.StateActive || o.Err == nil {

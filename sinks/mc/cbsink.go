@@ -174,6 +174,7 @@ type view struct {
 	bucket *cluster.Bucket
 	addrs  []string
 	owner  []int // of each vbucket an index in addrs, or -1
+	nodes  int   // that own a vbucket
 }
 
 // NewCB returns a sink for a cluster. It makes no connection.
@@ -382,6 +383,9 @@ func (v *view) own(vb int, addr string) {
 		i = len(v.addrs)
 		v.addrs = append(v.addrs, addr)
 	}
+	if v.owner[vb] != i && !slices.Contains(v.owner, i) {
+		v.nodes++
+	}
 	v.owner[vb] = i
 }
 
@@ -417,7 +421,7 @@ func (s *CBSink) locate(ctx context.Context, vb uint16, v *view) (*view, error) 
 			Err:  fmt.Errorf("the map gives it to nobody, and more than one node holds it: %v", at),
 			Hint: "find out which node is to have it, and delete it on the others"}
 	}
-	next := &view{bucket: v.bucket, addrs: slices.Clone(v.addrs), owner: slices.Clone(v.owner)}
+	next := &view{bucket: v.bucket, addrs: slices.Clone(v.addrs), owner: slices.Clone(v.owner), nodes: v.nodes}
 	for n, at := range found {
 		if len(at) == 1 && int(n) < len(next.owner) && next.owner[n] < 0 {
 			next.own(int(n), at[0])
@@ -487,6 +491,16 @@ func (s *CBSink) Route(it *pump.Item) int {
 		it.VBucket = cluster.VBucketOf(it.Key, n)
 	}
 	return s.laneOf[int(it.VBucket)%n]
+}
+
+// Place names the node that has an item's vbucket, and says how many nodes there
+// are that have some.
+func (s *CBSink) Place(it *pump.Item) (string, int) {
+	v := s.view.Load()
+	if v == nil || int(it.VBucket) >= len(v.owner) || v.owner[it.VBucket] < 0 {
+		return "", 0
+	}
+	return v.addrs[v.owner[it.VBucket]], v.nodes
 }
 
 // VBucketCount returns how many vbuckets the bucket has, 0 with option rehash.

@@ -74,7 +74,7 @@ type DataFile struct {
 // without the last file some vbucket does not reach its number.
 type claim struct {
 	path    string
-	highest map[uint16]uint64
+	highest map[uint16]uint64 // nil: there is no such file
 	files   []*DataFile
 }
 
@@ -122,6 +122,10 @@ func (c *claim) check(ctx context.Context, last *DataFile) error {
 		}
 		if have == nil {
 			return nil // a version without sequence numbers
+		}
+		if c.highest == nil {
+			return fail(codeMissing, c.path, errors.New("is missing; the tools write it when all rows are there, so the backup is unfinished, or being written"),
+				"Wait until its tool has ended, or take the backup again. To read what is there all the same, say -x gaps=true.")
 		}
 		for vb, seqno := range have {
 			if seqno >= left[vb] {
@@ -237,6 +241,9 @@ func Find(root string, o FindOptions) (*Backup, error) {
 	}
 	switch {
 	case len(runs) > 0:
+		if beside := append(parts, buckets...); len(beside) > 0 {
+			b.Warnings = append(b.Warnings, fmt.Sprintf("%s has runs, and beside them %s, which is of another layout and is not read", root, strings.Join(beside, ", ")))
+		}
 		err = b.findRun(w, runs, o)
 	case len(parts) > 0: // the user named a run
 		b.Run = filepath.Base(root)
@@ -665,7 +672,7 @@ func (w *walker) node(folder string, part bool) (*Node, []string, error) {
 		if n.markers, err = w.markers(filepath.Join(folder, SnapshotFile)); err != nil {
 			return nil, nil, err
 		}
-		if last := len(n.Files) - 1; last >= 0 && holds && !n.summed {
+		if last := len(n.Files) - 1; last >= 0 && !n.summed {
 			n.Files[last].claim = &claim{path: path, highest: n.highest, files: n.Files}
 		}
 	}
@@ -791,7 +798,7 @@ func (w *walker) seqnos(path string) (map[uint16]uint64, error) {
 	if err != nil {
 		return nil, fail(codeCorrupt, path, err, hintCorrupt)
 	}
-	return highest, nil
+	return highest, nil // not nil: {} is a map too
 }
 
 // markers reads snapshot_markers.json: {"vbucket": [from, to]}. It is read for a

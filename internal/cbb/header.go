@@ -27,6 +27,8 @@ const (
 
 const hintCorrupt = "The file is damaged. Restore it from another copy of the backup; nothing behind the place that is named was read from it."
 
+const hintBusy = "Wait until it has finished, then run the same command again."
+
 // headerLen is the length of a SQLite file's header.
 const headerLen = 100
 
@@ -51,6 +53,9 @@ func CheckFile(path string) error {
 		return fail(codeUnreadable, path, plain(err), "")
 	}
 	defer f.Close()
+	if hasWriter(f) {
+		return fail(codeBusy, path, errors.New("is being written: another process has locked it to do so"), hintBusy)
+	}
 	var header [headerLen]byte
 	n, err := io.ReadFull(f, header[:])
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {

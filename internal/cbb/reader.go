@@ -421,7 +421,7 @@ func (r *Reader) failed(err error) error {
 	}
 	switch code := sqlite.ErrCode(err).ToPrimary(); code {
 	case sqlite.ResultBusy, sqlite.ResultLocked:
-		return fail(codeBusy, r.path, errors.New("is locked: another tool is writing it"), "Wait until it has finished, then run the same command again.")
+		return fail(codeBusy, r.path, errors.New("is locked: another tool is writing it"), hintBusy)
 	case sqlite.ResultCorrupt, sqlite.ResultNotADB, sqlite.ResultError, sqlite.ResultFormat:
 		return fail(codeCorrupt, r.path, fmt.Errorf("%s: damaged (%s)", where, code.Message()), hintCorrupt)
 	default:

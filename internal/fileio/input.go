@@ -78,6 +78,18 @@ type Input struct {
 	wake  *waker
 }
 
+// CheckPartial refuses to read what has the name of something unfinished: nothing
+// in it would say that the rest is missing.
+func CheckPartial(path string) error {
+	name, partial := strings.CutSuffix(filepath.Clean(path), PartialEnding)
+	if !partial {
+		return nil
+	}
+	return &pump.Error{Class: pump.ClassUsage, Code: "file-partial", Op: "read " + path,
+		Err:  errors.New("a run that did not come to its end left it, or one is writing it: it is not whole"),
+		Hint: "Take " + name + " once it is there. To read what there is all the same, give it another name."}
+}
+
 // Open opens a file; "-" is standard input.
 func Open(name string) (*Input, error) {
 	in := &Input{name: name}

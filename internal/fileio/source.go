@@ -100,6 +100,9 @@ func (s *Source) Check(ctx context.Context) error {
 }
 
 func (s *Source) open() (*Input, error) {
+	if err := CheckPartial(s.Path); err != nil {
+		return nil, err
+	}
 	if s.OpenInput != nil {
 		return s.OpenInput(s.Path)
 	}

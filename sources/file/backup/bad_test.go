@@ -1,6 +1,7 @@
 package backup
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -351,6 +353,53 @@ func TestFilesInSomebodysHands(t *testing.T) {
 	})
 }
 
+// In this variable the test's own program, run again, finds the file that it is to
+// write while it is read.
+const writtenEnv = "CBPUMP_TEST_WRITTEN"
+
+// TestFileThatAnotherProcessWrites: also one that has begun and not committed yet.
+func TestFileThatAnotherProcessWrites(t *testing.T) {
+	if path := os.Getenv(writtenEnv); path != "" {
+		conn, err := sqlite.OpenConn(path, sqlite.OpenReadWrite)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		for _, statement := range []string{"PRAGMA journal_mode=OFF", "BEGIN IMMEDIATE", "INSERT INTO cbb_meta VALUES ('a', 'b')"} {
+			if err := sqlitex.ExecuteTransient(conn, statement, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		fmt.Println("\nready")
+		_, _ = io.Copy(io.Discard, os.Stdin) // until the other one closes it
+		return
+	}
+	dir, file := oldFolder(t, load(t, cbb40))
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), self, "-test.run", "^TestFileThatAnotherProcessWrites$")
+	cmd.Env = append(os.Environ(), writtenEnv+"="+file)
+	in, err1 := cmd.StdinPipe()
+	out, err2 := cmd.StdoutPipe()
+	if err := errors.Join(err1, err2, cmd.Start()); err != nil {
+		t.Fatal(err)
+	}
+	for lines := bufio.NewScanner(out); lines.Scan() && lines.Text() != "ready"; {
+	}
+	wantError(t, dir, "backup-busy", file)
+	if err := in.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+	if _, err := readAll(t.Context(), dir, nil); err != nil {
+		t.Errorf("after it has ended: %v", err)
+	}
+}
+
 func streamsOf(t *testing.T, s *Source) []pump.Stream {
 	t.Helper()
 	streams, err := s.Streams(t.Context())
@@ -490,6 +539,7 @@ func TestFoldersThatAreNotWhole(t *testing.T) {
 		"an earlier part is missing": {func(t *testing.T, _, _, diff string) {
 			replace(t, filepath.Join(diff, node, "meta.json"), []byte(`{"pred": ["2026-11-22T140804Z-full", "/b/2026-11-22T140804Z/2026-11-22T140807Z-diff/bucket-beer-sample/node-x"]}`))
 		}, "backup-missing", "2026-11-22T140807Z-diff"},
+		"seqno.json is missing": {func(t *testing.T, _, full, _ string) { remove(t, filepath.Join(full, node, "seqno.json")) }, "backup-missing", "seqno.json"},
 		"seqno.json is damaged": {func(t *testing.T, _, full, _ string) {
 			replace(t, filepath.Join(full, node, "seqno.json"), []byte(`{"x": 1}`))
 		}, "backup-corrupt", "seqno.json"},
@@ -666,6 +716,13 @@ func TestPartsBetweenThatAreMissing(t *testing.T) {
 	if said := warned(); !strings.Contains(said, "part 2026-11-22T140900Z-diff goes on with vbucket 8 from sequence number 18, and the parts before it end at 17 (2 vbuckets are like this)") {
 		t.Errorf("said %q", said)
 	}
+	if err := os.Mkdir(filepath.Join(dir, "bucket-old"), 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if said := warned(); !strings.Contains(said, "beside them bucket-old, which is of another layout") {
+		t.Errorf("with another layout beside: %q", said)
+	}
+	remove(t, filepath.Join(dir, "bucket-old"))
 	replace(t, markers, []byte(`["odd"]`))
 	if said := warned(); said != "" {
 		t.Errorf("markers of another form: %s", said)

@@ -108,6 +108,9 @@ type document struct {
 // open finds out what the path is.
 func (s *Source) open() (place, error) {
 	op := "read " + s.path
+	if err := fileio.CheckPartial(s.path); err != nil {
+		return nil, err
+	}
 	info, err := os.Stat(s.path)
 	isZip := strings.EqualFold(filepath.Ext(s.path), ".zip")
 	switch {

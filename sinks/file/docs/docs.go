@@ -224,7 +224,7 @@ func (l lane) Write(ctx context.Context, b *pump.Batch) error {
 		it := &b.Items[i]
 		lost := loses
 		isJSON := it.Op == pump.Mutation && json.Valid(it.Value) && utf8.Valid(it.Value)
-		if !isJSON || it.Datatype != datatypeJSON {
+		if !isJSON || it.Datatype != pump.DatatypeJSON {
 			lost |= fileio.Datatype
 		}
 		switch {
@@ -260,9 +260,6 @@ func (l lane) Write(ctx context.Context, b *pump.Batch) error {
 	}
 	return nil
 }
-
-// datatypeJSON is the bit of a datatype that says JSON.
-const datatypeJSON = 1
 
 // Close has nothing of its own to release.
 func (l lane) Close() error { return nil }

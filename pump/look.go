@@ -51,7 +51,8 @@ type (
 	}
 	// LiveCounter is a source that knows how many live items each of its vbuckets
 	// has without being read. The counts are those of the servers: documents whose
-	// time is over count until they are removed.
+	// time is over count until they are removed. errors.ErrUnsupported says that it
+	// does not know after all.
 	LiveCounter interface {
 		LiveCounts(ctx context.Context) (map[uint16]uint64, error)
 	}

@@ -556,9 +556,14 @@ func (r *runner) counted(ctx context.Context, sides [2]*opened) (b [2]bins, ok b
 		}
 	}
 	var g errgroup.Group
+	var cannot [2]bool
 	for side, c := range counters {
 		g.Go(func() error {
 			counts, err := c.LiveCounts(ctx)
+			if errors.Is(err, errors.ErrUnsupported) {
+				cannot[side] = true
+				return nil
+			}
 			if err != nil {
 				return unreadable(side, err)
 			}
@@ -569,7 +574,8 @@ func (r *runner) counted(ctx context.Context, sides [2]*opened) (b [2]bins, ok b
 			return nil
 		})
 	}
-	return b, true, g.Wait()
+	err = g.Wait()
+	return b, !cannot[0] && !cannot[1], err
 }
 
 func (r *runner) addSpilled(p *pass, joins []*join) {

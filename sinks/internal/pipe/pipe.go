@@ -48,6 +48,10 @@ type Answer struct {
 type Pipe struct {
 	// Out gathers encoded requests: append to it, then call Sent.
 	Out []byte
+	// Each, when set before Begin, is given every answer in place of Answers, with
+	// its whole value, which is valid until it returns. It is called from the pipe's
+	// own goroutine, and not after Wait has returned.
+	Each func(i int, f *mcbp.Frame)
 
 	conn    net.Conn
 	rd      *mcbp.Reader
@@ -252,7 +256,9 @@ func (p *Pipe) round() error {
 			continue // what the peer wants of us (a TAP NOOP) is no answer
 		}
 		i := f.Opaque - p.base
-		if i < uint32(p.n) {
+		if i < uint32(p.n) && p.Each != nil {
+			p.Each(int(i), &f)
+		} else if i < uint32(p.n) {
 			lo := len(p.bodies)
 			p.bodies = append(p.bodies, f.Extras()...)
 			p.keep(&f)

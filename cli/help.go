@@ -58,6 +58,7 @@ Exit codes
 const transferHelp = `cbtransfer copies items from any source to any destination.
 
   cbtransfer [flags] SOURCE DESTINATION
+  cbtransfer compare [flags] SOURCE DESTINATION
 
 SOURCE and DESTINATION are addresses of the form scheme://host:port, or files.
 --list-plugins lists the schemes and their options.
@@ -88,6 +89,22 @@ Running
                                        early can be gone on with
       --resume                         go on from the checkpoint
       --list-plugins                   list sources, sinks and options
+
+Comparing
+  compare, as the first word, copies nothing and compares; a file of that name is
+  written ./compare.
+      --verify MODE                    compare, after the copy too: count, digest or
+                                       full (compare: default full)
+      --differences FILE               write what the source has of keys that differ to
+                                       this jsonl file, which repairs the destination
+      --delete-extra                   with --differences: also delete what only the
+                                       destination has
+      --redact                         show a hash in place of each differing key
+      --compare-memory SIZE            memory for comparing; the rest goes to temporary
+                                       files (default 64m)
+      --temp-dir DIR                   where these go (default: TMPDIR)
+
+  The exit code is 3 if the sides differ, and 1 if one could not be read whole.
 ` + outputHelp + exitHelp + `
   The destination takes -u and -p where nothing is said about it.
 

@@ -58,6 +58,7 @@ func TestScripts(t *testing.T) {
 			"stall":      stall,
 			"midrun":     midrun,
 			"nonehalf":   noneHalf,
+			"plant":      plant,
 		},
 		Setup: func(e *testscript.Env) error {
 			e.Values[worldKey{}] = &world{clusters: map[string]*simcluster.Cluster{}, servers: map[string]*os.Process{}}

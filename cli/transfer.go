@@ -23,6 +23,7 @@ type transferFlags struct {
 	deadLetters string
 	maxRejected uint64
 	checkpoint  checkpointFlags
+	compare     compareFlags
 }
 
 func newTransferFlags(name string) *transferFlags {
@@ -38,6 +39,7 @@ func newTransferFlags(name string) *transferFlags {
 	f.addShared()
 	f.addDeadLetters()
 	f.addCheckpoint()
+	f.addCompare()
 	s.BoolVar(&f.listPlugins, "list-plugins", false, "")
 	return f
 }
@@ -58,7 +60,11 @@ func Transfer(ctx context.Context, r *pump.Registry, p *Process) int {
 	defer release()
 	stop.showStatus(job.status)
 	err := job.prepare(p, r)
-	if err == nil {
+	switch {
+	case err != nil:
+	case f.onlyCompares():
+		err = job.compare.run(work, stop.Stop)
+	default:
 		err = job.run(work, stop.Stop)
 	}
 	if r := job.report; r != nil && !nobodyReads(err) {
@@ -67,6 +73,7 @@ func Transfer(ctx context.Context, r *pump.Registry, p *Process) int {
 			say.Print("%s", reportText(r))
 		}
 		failedStreams(say, r)
+		err = job.verify(work, stop.Stop, err)
 	}
 	return finish(say, err, stop.signal(), job.result)
 }
@@ -86,12 +93,13 @@ type transfer struct {
 	vbuckets    []uint16         // nil: all
 	whole       bool             // the destination counts only as a whole
 	over        bool             // an earlier run has done everything
+	compare     *comparison      // nil: nothing is compared
 }
 
 // prepare turns the flags into a source, a sink and settings; it contacts nobody.
 func (t *transfer) prepare(p *Process, r *pump.Registry) error {
 	f := t.flags
-	source, sink, err := f.positional("source", "destination")
+	source, sink, err := f.ends()
 	if err != nil {
 		return err
 	}
@@ -142,6 +150,9 @@ func (t *transfer) prepare(p *Process, r *pump.Registry) error {
 		return f.usage("--json and the destination both write to standard output")
 	}
 	if err := f.checkCheckpoint(&t.from.Target, &t.to.Target); err != nil {
+		return err
+	}
+	if t.compare, err = t.prepareCompare(r); err != nil {
 		return err
 	}
 	return refuseSame(t.from, t.to)
@@ -305,8 +316,9 @@ type resultLine struct {
 	LeftOut []leftOutField `json:"definitions_left_out"`
 	Losses  []lossField    `json:"parts_left_out"`
 	// DeadLetters is the file with the rejected items, "" if there is none.
-	DeadLetters string      `json:"dead_letters"`
-	Earlier     pump.Counts `json:"earlier_runs"`
+	DeadLetters string       `json:"dead_letters"`
+	Earlier     pump.Counts  `json:"earlier_runs"`
+	Verify      *verifyField `json:"verify,omitempty"`
 }
 
 func (t *transfer) result(code int) any {
@@ -320,6 +332,9 @@ func (t *transfer) result(code int) any {
 	}
 	l.counters, l.Causes, l.Streams = countersOf(r.Snapshot), causesOf(r), streamsOf(r)
 	l.LeftOut, l.Losses, l.Earlier = leftOutOf(r), lossesOf(r), r.Earlier
+	if l.Verify = t.compare.field(); t.flags.onlyCompares() {
+		l.Command += " " + compareWord
+	}
 	if t.dead != nil && t.dead.Len() > 0 {
 		l.DeadLetters = t.dead.Path()
 	}

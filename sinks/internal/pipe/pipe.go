@@ -257,7 +257,8 @@ func (p *Pipe) round() error {
 		}
 		i := f.Opaque - p.base
 		if i < uint32(p.n) && p.Each != nil {
-			p.Each(int(i), &f)
+			own := f // f itself stays off the heap
+			p.Each(int(i), &own)
 		} else if i < uint32(p.n) {
 			lo := len(p.bodies)
 			p.bodies = append(p.bodies, f.Extras()...)

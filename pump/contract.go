@@ -21,11 +21,13 @@
 //  1. Streams returns the independent parts of what there is to read. Each is
 //     read by one goroutine, several streams at once.
 //  2. Read fills the batch it is given and returns. It returns io.EOF only when
-//     the stream is proven complete (invariant 4): a closed connection is not.
-//     Items in the batch count whatever error comes with them.
+//     the stream is proven complete (invariant 4): a closed connection is not,
+//     and an error that wraps io.EOF is an error. Items in the batch count
+//     whatever error comes with them.
 //  3. Errors that another try may mend are marked with Retryable; the engine
 //     closes the stream and opens it again, a limited number of times.
 //  4. Set Batch.Marks when a position is reached from which the stream can go on.
+//     At io.EOF the last mark of every part must be Complete.
 //  5. Pass pumptest.TestSource.
 //
 // The ten invariants that the code cites by number are in docs/architecture.md.

@@ -576,12 +576,31 @@ func (s *streamRun) readToEnd(ctx context.Context) error {
 		// Only io.EOF itself is the proven end: what wraps it is a connection or a
 		// file that ended too early (invariant 4).
 		if err == io.EOF {
-			return nil
+			return s.proven()
 		}
 		if err != nil {
 			return err
 		}
 	}
+}
+
+// proven refuses an end of the stream at which a part has a mark and is not complete
+// (invariant 4).
+func (s *streamRun) proven() error {
+	for _, m := range s.latest {
+		if !m.Complete {
+			return &Error{Code: "early-end", Op: "read " + s.id, Err: fmt.Errorf("the source ended at %d of %s, which it had not proven to be complete", m.Seqno, partName(m.VBucket)),
+				Hint: "This is a defect of the source."}
+		}
+	}
+	return nil
+}
+
+func partName(vb uint16) string {
+	if vb == NoVBucket {
+		return "its items"
+	}
+	return fmt.Sprintf("vbucket %d", vb)
 }
 
 // pass routes what was read to the lanes.

@@ -1,6 +1,7 @@
 // Package pumptest helps authors of sources and sinks: conformance suites that
 // check what the engine relies on (TestSource, TestSink), an in-memory source
-// and sink to pair one's own plugin with, and a benchmark driver.
+// and sink to pair one's own plugin with, and Chaos, which makes the calls of a
+// source or sink fail before or after their effect, as a seed says.
 //
 // Adopting a suite takes a few lines:
 //

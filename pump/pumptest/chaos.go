@@ -237,6 +237,10 @@ func (n *counter) around(c Call, effect func() error) error {
 	s, strikes := n.next(c)
 	if strikes && !s.After {
 		n.chaos.strike(s)
+		switch c {
+		case CallCloseStream, CallCloseSource, CallCloseLane, CallCloseSink:
+			_ = effect() // a Close that fails lets go all the same
+		}
 		return s.failure()
 	}
 	if err := effect(); err != nil || !strikes {

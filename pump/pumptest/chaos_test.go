@@ -91,8 +91,8 @@ func TestEveryFault(t *testing.T) {
 					t.Errorf("committed: %t", sink.committed)
 				}
 			case pumptest.CallCloseSink:
-				if sink.closed != f.After {
-					t.Errorf("closed: %t", sink.closed)
+				if !sink.closed {
+					t.Error("the sink leaks")
 				}
 			case pumptest.CallWrite:
 				if n := uint64(held); f.How == pumptest.Fail && (n > report.Done) != f.After {

@@ -33,7 +33,7 @@ type part struct {
 	end    uint64 // high seqno when it began
 	before uint64 // live items that the node counted then
 	exact  bool   // before was counted at end, not a little earlier
-	legs   int    // since the part was last proven
+	legs   int    // that came to their end since the part was last proven
 	starts int    // how often it was streamed anew because the counts did not agree
 
 	// The stream under way.

@@ -411,8 +411,9 @@ func (s *stream) start(ctx context.Context, addr string, group, all []*part) err
 		p.end, p.before = high[p.vb], began.info[p.vb].Items
 		p.exact = began.high[p.vb] == p.end
 		p.failed = nil
-		p.legs++
-		p.chase = p.legs > maxLegs
+		// Nothing comes beyond a position at the end while nobody writes: the stream
+		// that was to be closed when it comes would wait for ever.
+		p.chase = p.legs >= maxLegs && p.end != p.seqno
 		s.cur.request(p)
 	}
 	s.group = group
@@ -509,6 +510,7 @@ func (s *stream) finish(ctx context.Context, b *pump.Batch) error {
 		return nil
 	}
 	for _, p := range open {
+		p.legs++
 		r, items, why := p.judge(now.info[p.vb], now.high[p.vb], s.filter == nil)
 		switch r {
 		case proven:

@@ -587,7 +587,7 @@ func (s *streamRun) readToEnd(ctx context.Context) error {
 // proven refuses an end of the stream at which a part has a mark and is not complete
 // (invariant 4).
 func (s *streamRun) proven() error {
-	for _, m := range s.latest {
+	for _, m := range s.latest.marks {
 		if !m.Complete {
 			return &Error{Code: "early-end", Op: "read " + s.id, Err: fmt.Errorf("the source ended at %d of %s, which it had not proven to be complete", m.Seqno, partName(m.VBucket)),
 				Hint: "This is a defect of the source."}

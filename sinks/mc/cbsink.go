@@ -160,7 +160,12 @@ type CBSink struct {
 
 	collections collections
 
-	mu  sync.Mutex      // held while the view is replaced
+	// Who finds the map wrong, or a vbucket without a node, waits for the answer to
+	// one question, and no longer than its own context lasts.
+	reading cluster.Shared[*view]
+	finding cluster.Shared[owners]
+
+	mu  sync.Mutex      // held while the view is replaced, never while somebody is asked
 	rev [2]int64        // epoch and revision of the last map that a node sent
 	via *cluster.Client // the node that answered last
 	// ask returns a client of another node. It is a function so that no printed
@@ -221,7 +226,7 @@ func NewBase(cfg CBConfig, d Dialect) (*CBSink, error) {
 		return nil, pump.Usagef("%s: option map-collections %w", role, err)
 	}
 	return &CBSink{
-		collections: collections{mapping: mapping},
+		collections: collections{mapping: mapping, asking: make(chan struct{}, 1)},
 		cfg:         cfg, client: client, dialect: d, log: cfg.Log, via: client, ask: ask,
 	}, nil
 }
@@ -282,18 +287,31 @@ func (s *CBSink) current(ctx context.Context) (*view, error) {
 // refresh replaces the view that the caller found wrong. Of several lanes that
 // do so at the same time one asks.
 func (s *CBSink) refresh(ctx context.Context, wrong *view) (*view, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	old := s.view.Load()
-	if old != wrong {
-		return old, nil
+	for {
+		if v := s.view.Load(); v != wrong {
+			return v, nil
+		}
+		// The answer may be that to a lane which found an older view wrong.
+		if v, err := s.reading.Do(ctx, s.read); err != nil || v != wrong {
+			return v, err
+		}
 	}
+}
+
+// read asks for the map and makes it the view.
+func (s *CBSink) read(ctx context.Context) (*view, error) {
+	old := s.view.Load()
 	b, err := s.describe(ctx, old)
 	if err != nil {
 		return nil, err
 	}
 	if err := b.RequireVBuckets(role); err != nil {
 		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if v := s.view.Load(); v != old {
+		return v, nil // a node sent a newer map meanwhile
 	}
 	v := s.newView(b, old)
 	if old != nil {
@@ -353,7 +371,8 @@ func (s *CBSink) adopt(wrong *view, m *cluster.Map) (helped bool) {
 // from the others when that one has died: after a failover it is these that know
 // where the vbuckets are.
 func (s *CBSink) describe(ctx context.Context, old *view) (*cluster.Bucket, error) {
-	b, err := s.via.Bucket(ctx, s.cfg.Bucket)
+	via := s.rest()
+	b, err := via.Bucket(ctx, s.cfg.Bucket)
 	if err == nil || old == nil || !mayRetry(err) {
 		return b, err
 	}
@@ -370,8 +389,10 @@ func (s *CBSink) describe(ctx context.Context, old *view) (*cluster.Bucket, erro
 			continue
 		}
 		s.log.Warn("the cluster is asked through another node", "node", n.Host, "because", err)
-		s.via.Close()
+		s.mu.Lock()
 		s.via = other
+		s.mu.Unlock()
+		via.Close()
 		return b, nil
 	}
 	return nil, err
@@ -389,6 +410,12 @@ func (v *view) own(vb int, addr string) {
 	v.owner[vb] = i
 }
 
+// owners is what FindOwners found of the vbuckets that were missing.
+type owners struct {
+	missing []uint16
+	at      map[uint16][]string
+}
+
 // locate finds the owner of a vbucket that the map gives to nobody: in a new
 // map, or as the dialect does.
 func (s *CBSink) locate(ctx context.Context, vb uint16, v *view) (*view, error) {
@@ -396,39 +423,54 @@ func (s *CBSink) locate(ctx context.Context, vb uint16, v *view) (*view, error) 
 	if err != nil || v.owner[vb] >= 0 {
 		return v, err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if v = s.view.Load(); v.owner[vb] >= 0 {
-		return v, nil // another lane found it
-	}
-	var missing []uint16
-	for n, o := range v.owner {
-		if o < 0 {
-			missing = append(missing, uint16(n))
+	for {
+		if v = s.view.Load(); v.owner[vb] >= 0 {
+			return v, nil // another lane found it
 		}
-	}
-	found, err := s.dialect.FindOwners(ctx, s, v.bucket, missing)
-	if err != nil {
-		return nil, err
-	}
-	switch at := found[vb]; len(at) {
-	case 0:
-		return nil, s.noOwner(fmt.Errorf("vbucket %d has no node", vb))
-	case 1:
-	default:
-		slices.Sort(at)
+		found, err := s.finding.Do(ctx, s.find)
+		if err != nil {
+			return nil, err
+		}
+		if v = s.view.Load(); v.owner[vb] >= 0 {
+			return v, nil
+		}
+		if !slices.Contains(found.missing, vb) {
+			continue // it was asked for others
+		}
+		at := found.at[vb]
+		if len(at) == 0 {
+			return nil, s.noOwner(fmt.Errorf("vbucket %d has no node", vb))
+		}
+		at = slices.Sorted(slices.Values(at))
 		return nil, &pump.Error{Code: "several-owners", Op: s.op("find vbucket " + fmt.Sprint(vb)),
 			Err:  fmt.Errorf("the map gives it to nobody, and more than one node holds it: %v", at),
 			Hint: "find out which node is to have it, and delete it on the others"}
 	}
+}
+
+// find asks the dialect for the owners of all vbuckets that have none, and makes
+// those that it names the view.
+func (s *CBSink) find(ctx context.Context) (found owners, err error) {
+	v := s.view.Load()
+	for n, o := range v.owner {
+		if o < 0 {
+			found.missing = append(found.missing, uint16(n))
+		}
+	}
+	if found.at, err = s.dialect.FindOwners(ctx, s, v.bucket, found.missing); err != nil {
+		return found, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v = s.view.Load()
 	next := &view{bucket: v.bucket, addrs: slices.Clone(v.addrs), owner: slices.Clone(v.owner), nodes: v.nodes}
-	for n, at := range found {
+	for n, at := range found.at {
 		if len(at) == 1 && int(n) < len(next.owner) && next.owner[n] < 0 {
 			next.own(int(n), at[0])
 		}
 	}
 	s.view.Store(next)
-	return next, nil
+	return found, nil
 }
 
 func (s *CBSink) noOwner(why error) error {

@@ -23,10 +23,14 @@ type collections struct {
 	// gen counts how often what is known was thrown away; lanes keep copies.
 	gen atomic.Uint64
 
-	mu       sync.Mutex
+	// asking has one slot, for who looks up or creates: the others wait no longer than
+	// their own contexts last.
+	asking chan struct{}
+	told   map[uint32]bool // its: collections whose maximum time to live was logged
+
+	mu       sync.Mutex        // never held while somebody is asked
 	manifest *cluster.Manifest // nil: not read, or no longer believed
 	doubted  bool              // even the default collection must be looked up
-	told     map[uint32]bool   // collections whose maximum time to live was logged
 }
 
 // target is where the items of one collection go.
@@ -59,6 +63,19 @@ func isPath(s string) bool {
 	return ok && scope != "" && name != "" && !strings.ContainsAny(name, ".=") && !strings.ContainsAny(s, " \t")
 }
 
+// known returns what is known of the manifest.
+func (c *collections) known() (m *cluster.Manifest, doubted bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.manifest, c.doubted
+}
+
+func (c *collections) learn(m *cluster.Manifest) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.manifest = m
+}
+
 // forget throws away what is known of the manifest, after a node did not know a
 // collection.
 func (c *collections) forget(gen uint64) {
@@ -81,32 +98,38 @@ func (s *CBSink) collection(ctx context.Context, c *pump.Collection) (target, er
 	}
 	scope, name, _ := strings.Cut(to, ".")
 	isDefault := scope == cluster.DefaultName && name == cluster.DefaultName
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if isDefault && !k.doubted {
+	if _, doubted := k.known(); isDefault && !doubted {
 		return target{}, nil
+	}
+	select {
+	case k.asking <- struct{}{}:
+		defer func() { <-k.asking }()
+	case <-ctx.Done():
+		return target{}, context.Cause(ctx)
 	}
 	v, err := s.current(ctx)
 	if err != nil {
 		return target{}, err
 	}
-	if k.manifest == nil {
-		if k.manifest, err = s.rest().Manifest(ctx, s.cfg.Bucket); err != nil {
-			k.manifest = nil
+	manifest, _ := k.known()
+	if manifest == nil {
+		if manifest, err = s.rest().Manifest(ctx, s.cfg.Bucket); err != nil {
 			return target{}, s.missingCollection(from, to, err)
 		}
+		k.learn(manifest)
 	}
-	found, ok := k.manifest.Lookup(scope, name)
+	found, ok := manifest.Lookup(scope, name)
 	if !ok && s.cfg.Options.CreateCollections {
 		if _, err := s.rest().EnsureCollection(ctx, v.bucket, scope, name, 0); err != nil {
 			return target{}, err
 		}
 		s.log.Info("created a collection", "bucket", s.cfg.Bucket, "collection", to)
-		if k.manifest, err = s.rest().Manifest(ctx, s.cfg.Bucket); err != nil {
-			k.manifest = nil
+		k.learn(nil)
+		if manifest, err = s.rest().Manifest(ctx, s.cfg.Bucket); err != nil {
 			return target{}, err
 		}
-		found, ok = k.manifest.Lookup(scope, name)
+		k.learn(manifest)
+		found, ok = manifest.Lookup(scope, name)
 	}
 	if !ok {
 		return target{}, s.missingCollection(from, to, errors.New("the destination does not have it"))
@@ -138,9 +161,8 @@ func (s *CBSink) missingCollection(from, to string, why error) error {
 // Manifest returns the destination's manifest as the last lookup read it, for
 // dialects that must tell nodes of it. nil: only the default collection is used.
 func (s *CBSink) Manifest() *cluster.Manifest {
-	s.collections.mu.Lock()
-	defer s.collections.mu.Unlock()
-	return s.collections.manifest
+	m, _ := s.collections.known()
+	return m
 }
 
 // rest returns the client of the node that answered last.

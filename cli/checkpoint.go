@@ -73,8 +73,8 @@ func (t *transfer) belongs(ctx context.Context, source pump.Source, sink pump.Si
 			return nil, err
 		}
 		if life != "" {
-			const name = "the destination's process, which held what was written in memory,"
-			fields = append(fields, checkpoint.Field{Name: name, Value: life, Shown: life})
+			// What was confirmed in another one may have been forgotten.
+			fields = append(fields, checkpoint.Field{Name: "the destination's history", Value: life, Shown: life})
 		}
 	}
 	for _, end := range []*pump.Resolved{t.from, t.to} {

@@ -144,7 +144,7 @@ func TestResumeIntoNewLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	code, _, said := runUntil(t, false, append(args, "--resume")...)
-	if code != 2 || !strings.Contains(said, "the destination's process") || !strings.Contains(said, "from the start") {
+	if code != 2 || !strings.Contains(said, "the destination's history") || !strings.Contains(said, "from the start") {
 		t.Errorf("exit code %d: %s", code, said)
 	}
 }

@@ -152,6 +152,57 @@ func (c *Conn) VBucketSeqno(ctx context.Context, vb uint16) (VBSeqno, error) {
 	return s, nil
 }
 
+// VBucketUUIDs returns the uuid of the branch of history that each vbucket is on
+// (3.0 and later), in whatever state it is at the node. Vbuckets that are not there
+// are left out, and so are all of a server that does not say. All are asked for in
+// one go, so that it takes one round trip and not one for each.
+func (c *Conn) VBucketUUIDs(ctx context.Context, vbs []uint16) (map[uint16]uint64, error) {
+	const op = "stats vbucket-seqno"
+	// The questions share an opaque: answers come in the order of questions, and the
+	// last of each is told by itself.
+	opaque := c.NextOpaque()
+	var request []byte
+	for _, vb := range vbs {
+		request = mcbp.AppendFrame(request, mcbp.Header{Magic: mcbp.MagicRequest, Opcode: mcbp.OpStat, Opaque: opaque}, nil,
+			fmt.Appendf(nil, "vbucket-seqno %d", vb), nil)
+	}
+	out := make(map[uint16]uint64, len(vbs))
+	open := len(vbs)
+	if open == 0 {
+		return out, nil
+	}
+	var result error
+	err := c.converse(ctx, request, opaque, func(f mcbp.Frame) (last bool) {
+		switch {
+		case f.Status() == mcbp.StatusNotMyVBucket, f.Status() == mcbp.StatusNotFound, f.Status() == mcbp.StatusInvalid:
+			open--
+		case f.Status() != mcbp.StatusOK:
+			result = c.Refused(op, &f)
+			open--
+		case f.KeyLen == 0 && len(f.Value()) == 0:
+			open--
+		default:
+			vb := vbs[len(vbs)-open]
+			if string(f.Key()) != fmt.Sprintf("vb_%d:uuid", vb) {
+				break
+			}
+			uuid, err := strconv.ParseUint(string(f.Value()), 10, 64)
+			if err != nil && result == nil {
+				result = fmt.Errorf("%w: vbucket %d has uuid %s", mcbp.ErrMalformed, vb, quote(string(f.Value())))
+			}
+			out[vb] = uuid
+		}
+		return open == 0
+	})
+	if err == nil {
+		err = result
+	}
+	if err != nil {
+		return nil, c.Explain(ctx, op, err)
+	}
+	return out, nil
+}
+
 // FailoverLog returns the branches of a vbucket's history, newest first. The
 // connection must be a DCP one (OpenDcp): 6.6 closes any other.
 func (c *Conn) FailoverLog(ctx context.Context, vb uint16) ([]mcbp.FailoverEntry, error) {

@@ -21,9 +21,10 @@ type Identity struct {
 	Resolves string
 }
 
-// Volatile is an optional ability of sinks that hold what was written in memory
-// only: it names the life of the server, and is another one once the server was
-// started anew and has forgotten everything. "" means that it does not say.
+// Volatile is an optional ability of sinks that may forget what they confirmed, such
+// as a server that holds everything in memory and is started anew: Life names the
+// time in which nothing was forgotten, for messages too. "" means that it does not
+// say. A checkpoint of another life covers what may be gone.
 type Volatile interface {
 	Life(ctx context.Context) (string, error)
 }

@@ -15,6 +15,12 @@ type (
 	Committer interface {
 		Commit(ctx context.Context) error
 	}
+	// Attester is a sink that can find out, once everything was confirmed, whether
+	// it still holds it. Run asks it once, after the lanes were closed and before
+	// Commit; an error is the run's.
+	Attester interface {
+		Attest(ctx context.Context) error
+	}
 	// Omitter is a source that found things which it was not to give, such as a
 	// file that is no document among documents. Once everything was read, it says
 	// so by an error of ClassPartial that names them, nil if there was nothing: the
@@ -64,6 +70,11 @@ func (e *engine) finish(ctx context.Context, lanes []Lane) error {
 	}
 	if failed != nil {
 		return failed
+	}
+	if a, ok := As[Attester](e.cfg.Sink); ok {
+		if err := a.Attest(ctx); err != nil {
+			return err
+		}
 	}
 	if o, ok := As[Omitter](e.cfg.Source); ok {
 		e.omitted = o.Omitted()

@@ -171,6 +171,9 @@ type CBSink struct {
 	// ask returns a client of another node. It is a function so that no printed
 	// sink shows the password (invariant 9).
 	ask func(addr string) (*cluster.Client, error)
+
+	attests bool              // a new history of a vbucket is an error
+	before  map[uint16]uint64 // uuids of vbuckets when lanes were given out
 }
 
 // view is the bucket's map at one moment. Indexes of addrs mean the same node in
@@ -189,6 +192,7 @@ func NewCB(_ context.Context, cfg CBConfig) (*CBSink, error) {
 		return nil, err
 	}
 	s.dialect, s.resolves = &metaDialect{o: s.cfg.Options, replicas: cfg.Force}, true
+	s.attests = !cfg.Force // who forces writes into replicas, and looks after them
 	return s, nil
 }
 
@@ -515,6 +519,7 @@ func (s *CBSink) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
 		s.laneOf[vb] = lane
 		next[o]++
 	}
+	s.remember(ctx, v)
 	lanes := make([]pump.Lane, want)
 	for i := range lanes {
 		lanes[i] = &cbLane{sink: s}

@@ -17,9 +17,8 @@ import (
 // memory: once it was started anew, what it had confirmed is gone, and no later
 // item brings it back. So a new life in mid-run ends the run (invariant 1).
 type life struct {
-	mu    sync.Mutex
-	name  string // "" until known; of a server that does not say it stays so
-	wrote bool   // lanes were given out
+	mu   sync.Mutex
+	name string // "" until known; of a server that does not say it stays so
 }
 
 // errNewLife says that the server is not the process that it was.

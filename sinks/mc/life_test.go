@@ -35,8 +35,8 @@ func TestNewLifeEndsTheRun(t *testing.T) {
 	if pump.CodeOf(err) != "destination-restarted" || pump.IsRetryable(err) || b.Verdict(0) != pump.Unconfirmed {
 		t.Fatalf("%v, the item is %s", err, b.Verdict(0))
 	}
-	if err := sink.Close(); pump.CodeOf(err) != "destination-restarted" {
-		t.Fatalf("closing says %v", err)
+	if err := sink.Attest(t.Context()); pump.CodeOf(err) != "destination-restarted" {
+		t.Fatalf("it attests %v", err)
 	}
 }
 
@@ -51,7 +51,7 @@ func TestNewLifeAfterTheLastWrite(t *testing.T) {
 	if err := srv.Restart(); err != nil {
 		t.Fatal(err)
 	}
-	if err := sink.Close(); pump.CodeOf(err) != "destination-restarted" {
-		t.Fatalf("closing says %v", err)
+	if err := sink.Attest(t.Context()); pump.CodeOf(err) != "destination-restarted" {
+		t.Fatalf("it attests %v", err)
 	}
 }

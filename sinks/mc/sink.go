@@ -121,7 +121,6 @@ func (s *Sink) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.life.wrote = s.cfg.Operation != "get"
 	lanes := make([]pump.Lane, want)
 	for i := range lanes {
 		lanes[i] = &lane{sink: s, rulings: NewRulings(s.where), op: s.cfg.Operation}
@@ -172,21 +171,21 @@ func (s *Sink) Identity(context.Context) (pump.Identity, error) {
 	return pump.Identity{Name: s.where, Bucket: s.cfg.Username, KV: []string{s.cfg.Addr}}, nil
 }
 
-// Close looks once more whether the server is the one that confirmed what was
-// written. There is nothing to release: lanes own the connections.
-func (s *Sink) Close() error {
-	if !s.life.wrote || s.life.name == "" {
+// Close has nothing to release: lanes own the connections.
+func (s *Sink) Close() error { return nil }
+
+// Attest implements pump.Attester: is the server the one that confirmed what was
+// written?
+func (s *Sink) Attest(ctx context.Context) error {
+	if s.life.name == "" {
 		return nil
 	}
-	p, err := s.dial(context.Background()) // within the sink's timeout
+	p, err := s.dial(ctx)
 	if err != nil {
 		return err
 	}
 	return p.Close()
 }
-
-// Datatypes: memcached keeps no datatypes, and its clients read plain values.
-func (s *Sink) Datatypes(context.Context) (uint8, error) { return pump.DatatypeJSON, nil }
 
 // dial connects and logs in. The NOOP behind proves that the peer speaks the
 // protocol.

@@ -326,11 +326,12 @@ func TestMapInRefusal(t *testing.T) {
 func TestDurable(t *testing.T) {
 	for _, v := range versions {
 		t.Run(v, func(t *testing.T) {
+			t.Parallel() // each waits for a disk most of its time
 			c := startCluster(t, simcluster.Config{Version: v, FlushDelay: 50 * time.Millisecond})
 			l := openLane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Options.Durable = true }))
 			verdicts(t, write(t, l, meta("a", "v", 1, 5), meta("b", "v", 1, 5), deletion("c", 1, 5)), pump.Done, pump.Done, pump.Done)
 			slow := startCluster(t, simcluster.Config{Version: v, FlushDelay: time.Hour})
-			l = openLane(t, openCB(t, slow, func(cfg *CBConfig) { cfg.Options.Durable, cfg.Options.Timeout = true, 500*time.Millisecond }))
+			l = openLane(t, openCB(t, slow, func(cfg *CBConfig) { cfg.Options.Durable, cfg.Options.Timeout = true, 3*time.Second }))
 			b := write(t, l, meta("a", "v", 1, 5))
 			verdicts(t, b, pump.Retry)
 			if code := pump.CodeOf(b.Cause(0)); code != "not-flushed" && code != "not-persistent" {

@@ -187,6 +187,9 @@ func (s *Sink) Attest(ctx context.Context) error {
 	return p.Close()
 }
 
+// Datatypes: memcached keeps no datatypes, and its clients read plain values.
+func (s *Sink) Datatypes(context.Context) (uint8, error) { return pump.DatatypeJSON, nil }
+
 // dial connects and logs in. The NOOP behind proves that the peer speaks the
 // protocol.
 func (s *Sink) dial(ctx context.Context) (*pipe.Pipe, error) {

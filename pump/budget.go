@@ -14,7 +14,8 @@ type budget struct {
 	freed  *sync.Cond
 	limit  int64
 	used   int64
-	routed int // batches that the lanes have: they come back by themselves
+	routed int  // batches that the lanes have: they come back by themselves
+	waited bool // somebody had to wait since waits was called
 	idle   []*parcel
 }
 
@@ -22,19 +23,37 @@ type budget struct {
 type parcel struct {
 	batch  *Batch
 	stream *streamRun
-	seq    uint64 // position in its stream
-	open   int32  // lanes that still have items of it, and the router; atomic
-	cost   int64  // bytes charged
+	seq    uint64    // position in its stream
+	open   int32     // lanes that still have items of it, and the router; atomic
+	cost   int64     // bytes charged
+	which  [][]int32 // by lane, the indices of its items
 }
 
 // itemCost is what one item costs beside its bytes: its header in the source's
-// batch and its copy in a lane's queue.
-const itemCost = 2 * int64(unsafe.Sizeof(Item{}))
+// batch and its index for a lane. The copies that a lane writes from are as many
+// as Settings.LaneItems at most.
+const itemCost = int64(unsafe.Sizeof(Item{})) + 4
 
 func newBudget(limit int64) *budget {
 	b := &budget{limit: limit}
 	b.freed = sync.NewCond(&b.mu)
 	return b
+}
+
+func (b *budget) setLimit(limit int64) {
+	b.mu.Lock()
+	b.limit = limit
+	b.freed.Broadcast()
+	b.mu.Unlock()
+}
+
+// waits reports whether readers have had to wait for memory since the last call.
+func (b *budget) waits() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	w := b.waited
+	b.waited = false
+	return w
 }
 
 // take waits until a batch with an arena of size bytes may be filled.
@@ -78,6 +97,7 @@ func (b *budget) wait(ctx context.Context, n int64, letThrough func() bool) erro
 			b.freed.Broadcast()
 		})
 		defer stop()
+		b.waited = true
 		for b.used+n > b.limit && !letThrough() && ctx.Err() == nil {
 			b.freed.Wait()
 		}

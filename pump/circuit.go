@@ -119,12 +119,13 @@ func (l *laneRun) abandon(b *Batch, expired bool) bool {
 }
 
 // forsake makes sure that no mark passes the items that were abandoned, before
-// their shares are settled. shares are those of the items that begin at from.
-func (l *laneRun) forsake(shares []share, from int) {
-	at := 0
+// the shares of their write are settled.
+func (l *laneRun) forsake(shares []share) {
+	at, end := -1, 0
 	for _, i := range l.abandoned {
-		for shares[at].end <= from+i {
+		for end <= i {
 			at++
+			end += len(shares[at].which)
 		}
 		shares[at].p.stream.lose(l.batch.Items[i].VBucket)
 	}

@@ -170,6 +170,7 @@ func (e *engine) run(ctx context.Context) (err error) {
 	if e.cfg.Checkpoint != nil && !whole {
 		helpers.Go(func() { e.progress.run(readCtx, finished) })
 	}
+	helpers.Go(func() { e.tune(finished) })
 	var writing sync.WaitGroup
 	for _, l := range e.lanes {
 		writing.Go(func() {
@@ -273,7 +274,7 @@ func (e *engine) layOut(streams []Stream, lanes []Lane) {
 	reading := min(max(1, len(streams)), s.StreamLimit)
 	const leastArena = 16 << 10
 	e.arena = int(min(int64(s.BatchBytes), max(leastArena, min(int64(s.Memory)/int64(4*reading), e.cfg.Limits.second()))))
-	e.budget = newBudget(int64(s.Memory))
+	e.budget = newBudget(min(int64(s.Memory), max(leastFlight, int64(2*reading*e.arena))))
 	laneBytes := int64(s.LaneBytes)
 	if laneBytes <= 0 {
 		laneBytes = max(1, int64(s.Memory)/int64(2*len(lanes)))
@@ -282,7 +283,7 @@ func (e *engine) layOut(streams []Stream, lanes []Lane) {
 		e.lanes = append(e.lanes, &laneRun{e: e, lane: l, wake: make(chan struct{}, 1), maxBytes: laneBytes})
 	}
 	for _, st := range streams {
-		e.streams = append(e.streams, &streamRun{e: e, stream: st, id: st.ID(), perLane: make([][]int32, len(lanes))})
+		e.streams = append(e.streams, &streamRun{e: e, stream: st, id: st.ID(), perLane: make([]laneShare, len(lanes))})
 	}
 }
 
@@ -481,7 +482,7 @@ type streamRun struct {
 	id      string
 	err     error // set once reading has ended
 	state   atomic.Int32
-	perLane [][]int32
+	perLane []laneShare
 	latest  markSet // the newest mark of each part that was read
 
 	mu      sync.Mutex
@@ -641,7 +642,7 @@ func (s *streamRun) pass(ctx context.Context, p *parcel) error {
 func (s *streamRun) route(p *parcel, from, n int) error {
 	e, b := s.e, p.batch
 	for i := range s.perLane {
-		s.perLane[i] = s.perLane[i][:0]
+		s.perLane[i] = laneShare{from: len(p.which[i])}
 	}
 	broken := e.circuit.broken.Load()
 	var bytes, filtered uint64
@@ -664,15 +665,16 @@ func (s *streamRun) route(p *parcel, from, n int) error {
 		if broken && s.dropped(it) {
 			continue
 		}
-		s.perLane[lane] = append(s.perLane[lane], int32(i))
+		s.perLane[lane].bytes += int64(it.Size())
+		p.which[lane] = append(p.which[lane], int32(i))
 	}
 	e.read.Add(uint64(n) - filtered)
 	e.filtered.Add(filtered)
 	e.bytesRead.Add(bytes)
-	for n, which := range s.perLane {
-		if len(which) > 0 {
+	for lane, share := range s.perLane {
+		if which := p.which[lane][share.from:]; len(which) > 0 {
 			atomic.AddInt32(&p.open, 1)
-			e.lanes[n].enqueue(p, which)
+			e.lanes[lane].enqueue(p, which, share.bytes)
 		}
 	}
 	return nil
@@ -691,7 +693,18 @@ func (s *streamRun) enter(p *parcel) {
 	s.nextSeq++
 	s.window = append(s.window, w)
 	s.mu.Unlock()
+	p.which = slices.Grow(p.which, len(s.e.lanes))[:len(s.e.lanes)]
+	for i := range p.which {
+		p.which[i] = p.which[i][:0]
+	}
 	atomic.StoreInt32(&p.open, 1)
+}
+
+// laneShare is what one lane gets of the items that are being routed: of its
+// indices in the parcel those from the given one on.
+type laneShare struct {
+	from  int
+	bytes int64
 }
 
 // settle gives up one share of a batch. With the last one the batch is settled:

@@ -20,15 +20,17 @@ type laneRun struct {
 	wake     chan struct{}
 
 	mu     sync.Mutex
-	items  []Item
-	shares []share
+	queue  []share // from head on
+	head   int
+	queued int // items
 	closed bool
 
 	writing  atomic.Int64             // items of the write that is under way
 	retrying atomic.Pointer[retrying] // nil: nothing is sent again
 
 	// Only the lane's own goroutine uses these.
-	batch   Batch
+	shares  []share // of the write that is under way
+	batch   Batch   // … and its items
 	again   Batch
 	origins []int // index in batch of each item of again
 	// abandoned are the items of batch that are not written: see circuit.
@@ -36,25 +38,48 @@ type laneRun struct {
 	held      bool // one rejected item was too many: no mark may pass it
 }
 
-// share says that the items up to end are the last of their parcel here.
+// share is items of a parcel that wait for a lane.
 type share struct {
-	p   *parcel
-	end int
+	p     *parcel
+	which []int32 // their indices
+	bytes int64
+	last  bool // with these the lane has had all its items of the parcel
 }
 
-// enqueue adds the items of a parcel with the given indices.
-func (l *laneRun) enqueue(p *parcel, which []int32) {
+// enqueue adds items of a parcel. Only their indices wait; the items themselves
+// are copied together just before they are written.
+func (l *laneRun) enqueue(p *parcel, which []int32, bytes int64) {
 	l.mu.Lock()
-	if len(which) == len(p.batch.Items) {
-		l.items = append(l.items, p.batch.Items...)
-	} else {
-		for _, i := range which {
-			l.items = append(l.items, p.batch.Items[i])
-		}
+	if l.head == len(l.queue) {
+		l.queue, l.head = l.queue[:0], 0
 	}
-	l.shares = append(l.shares, share{p, len(l.items)})
+	l.queue = append(l.queue, share{p, which, bytes, true})
+	l.queued += len(which)
 	l.mu.Unlock()
 	l.signal()
+}
+
+// take takes the shares of the next write off the queue.
+func (l *laneRun) take() (any, closed bool) {
+	l.shares = l.shares[:0]
+	items, bytes := 0, int64(0)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.head < len(l.queue) && items < l.e.cfg.Settings.LaneItems && (items == 0 || bytes < l.maxBytes) {
+		s := &l.queue[l.head]
+		if room := l.e.cfg.Settings.LaneItems - items; room < len(s.which) {
+			l.shares = append(l.shares, share{s.p, s.which[:room], 0, false})
+			s.which = s.which[room:]
+			items = l.e.cfg.Settings.LaneItems
+			break
+		}
+		l.shares = append(l.shares, *s)
+		*s = share{}
+		l.head++
+		items, bytes = items+len(l.shares[len(l.shares)-1].which), bytes+l.shares[len(l.shares)-1].bytes
+	}
+	l.queued -= items
+	return items > 0, l.closed
 }
 
 func (l *laneRun) close() {
@@ -74,15 +99,9 @@ func (l *laneRun) signal() {
 // run writes until the queue is closed and empty. Once it returns an error the
 // whole run ends, and what it holds stays without a verdict.
 func (l *laneRun) run(ctx context.Context) error {
-	var items []Item
-	var shares []share
 	for {
-		l.mu.Lock()
-		items, l.items = l.items, items[:0]
-		shares, l.shares = l.shares, shares[:0]
-		closed := l.closed
-		l.mu.Unlock()
-		if len(items) == 0 {
+		any, closed := l.take()
+		if !any {
 			if closed {
 				return nil
 			}
@@ -93,24 +112,21 @@ func (l *laneRun) run(ctx context.Context) error {
 			}
 			continue
 		}
-		from, given := 0, 0
-		for from < len(items) {
-			to, bytes := from, int64(0)
-			for to < len(items) && to-from < l.e.cfg.Settings.LaneItems && (to == from || bytes < l.maxBytes) {
-				bytes += int64(items[to].Size())
-				to++
+		l.batch.Items = l.batch.Items[:0]
+		for i := range l.shares {
+			s := &l.shares[i]
+			for _, j := range s.which {
+				l.batch.Items = append(l.batch.Items, s.p.batch.Items[j])
 			}
-			l.batch.Items = items[from:to]
-			if err := l.write(ctx, &l.batch); err != nil {
-				return err
+		}
+		if err := l.write(ctx, &l.batch); err != nil {
+			return err
+		}
+		l.forsake(l.shares)
+		for _, s := range l.shares {
+			if s.last && !l.held {
+				s.p.stream.settle(s.p)
 			}
-			l.forsake(shares, from)
-			for !l.held && given < len(shares) && shares[given].end <= to {
-				p := shares[given].p
-				p.stream.settle(p)
-				given++
-			}
-			from = to
 		}
 	}
 }

@@ -14,8 +14,8 @@ type Status struct {
 	Snapshot
 	StreamStatus []StreamStatus // in the order of the source
 	LaneStatus   []LaneStatus
-	Memory       int64 // bytes of batches in flight
-	MemoryLimit  int64
+	Memory       int64  // bytes of batches in flight
+	MemoryLimit  int64  // for the moment; Settings.Memory is the most
 	LimitItems   uint64 // a second, 0 = no limit
 	LimitBytes   uint64
 	// SavedAgo is how long ago the checkpoint was saved; below 0: never in this run,
@@ -106,7 +106,7 @@ func (m *Monitor) Status() (Status, bool) {
 	for _, l := range e.lanes {
 		ls := LaneStatus{Writing: int(l.writing.Load())}
 		l.mu.Lock()
-		ls.Queued = len(l.items)
+		ls.Queued = l.queued
 		l.mu.Unlock()
 		if r := l.retrying.Load(); r != nil {
 			ls.Again, ls.AgainSince, ls.AgainCause = r.items, time.Since(r.since), r.cause

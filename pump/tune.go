@@ -1,0 +1,103 @@
+package pump
+
+import "time"
+
+// What the tuner goes by.
+const (
+	tuneTick = 200 * time.Millisecond
+	// leastFlight is what is in flight at first: about what the processors' caches
+	// hold, so that an item's bytes are still there when they are written.
+	leastFlight = 6 << 20
+	worthMore   = 1.15 // so much faster it must be to keep twice the memory …
+	worthLess   = 0.95 // … and no slower than so with half of it
+	tunePause   = time.Second
+	tuneRest    = 30 * time.Second
+)
+
+// tuner finds how many bytes must be in flight. As much as Settings.Memory allows
+// is needed where round trips are long; where they are short, more than the caches
+// hold makes everything slower. It tries twice as much while readers wait for
+// memory, and half as much after that, and keeps what pays. A try that does not pay
+// is taken back, and the next one comes twice as late, so that it does not swing.
+type tuner struct {
+	least, most int64 // bytes
+
+	limit  int64
+	tried  int64   // the limit before the try that is under way, 0 = none
+	ticks  int     // since the try began
+	before float64 // items a second before it
+	down   bool    // the next try is half as much
+	next   time.Duration
+	pause  time.Duration
+}
+
+func newTuner(least, most int64) *tuner {
+	least = min(least, most)
+	return &tuner{least: least, most: most, limit: least, pause: tunePause}
+}
+
+// tick is told the time since the run began, the rate since the last tick and
+// whether readers had to wait for memory. It returns the limit from now on.
+func (t *tuner) tick(now time.Duration, rate float64, waited bool) int64 {
+	if t.tried != 0 {
+		// The first tick still shows what was in flight before.
+		if t.ticks++; t.ticks < 2 {
+			return t.limit
+		}
+		worth := worthMore
+		if t.limit < t.tried {
+			worth = worthLess
+		}
+		if rate >= worth*t.before {
+			t.pause = tunePause
+			t.next = now
+		} else {
+			t.limit = t.tried
+			t.down = !t.down
+			t.next = now + t.pause
+			t.pause = min(2*t.pause, tuneRest)
+		}
+		t.tried = 0
+	}
+	if now < t.next || rate == 0 {
+		return t.limit
+	}
+	to := min(2*t.limit, t.most)
+	if t.down {
+		to = max(t.limit/2, t.least)
+	}
+	switch {
+	case to == t.limit:
+		t.down = !t.down
+	case t.down || waited:
+		t.tried, t.ticks, t.before, t.limit = t.limit, 0, rate, to
+	}
+	return t.limit
+}
+
+// tune adapts the limit of the budget until finished.
+func (e *engine) tune(finished <-chan struct{}) {
+	t := newTuner(e.budget.limit, int64(e.cfg.Settings.Memory))
+	tick := time.NewTicker(tuneTick)
+	defer tick.Stop()
+	last, settled := time.Now(), e.settled()
+	for {
+		select {
+		case <-finished:
+			return
+		case <-tick.C:
+		}
+		now, count := time.Now(), e.settled()
+		rate := float64(count-settled) / now.Sub(last).Seconds()
+		was := t.limit
+		limit := t.tick(now.Sub(e.began), rate, e.budget.waits())
+		if limit != was {
+			e.cfg.Log.Debug("another amount of memory in flight", "bytes", limit, "items a second", int64(rate))
+			e.budget.setLimit(limit)
+		}
+		last, settled = now, count
+	}
+}
+
+// settled is how many items have a final verdict.
+func (e *engine) settled() uint64 { return e.done.Load() + e.skipped.Load() + e.rejected.Load() }

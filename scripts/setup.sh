@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests need beside Go: Debian's memcached, the real server
-# that sinks are tested against, and node with npm for the Node.js SDK (see
-# nodesdk.sh). What is there is left alone.
+# that sinks are tested against, jq, which our jsonl is to be usable with, and
+# node with npm for the Node.js SDK (see nodesdk.sh). What is there is left alone.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -21,5 +21,6 @@ install() { # install COMMAND PACKAGE…: the packages, unless the command is th
 }
 
 install memcached memcached
+install jq jq
 install npm nodejs npm
 scripts/nodesdk.sh

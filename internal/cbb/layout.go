@@ -129,7 +129,7 @@ func About(bucket, node string, began time.Time) []Entry {
 	source := `{"name": ` + name(bucket) + `, "nodes": [{"hostname": ` + name(node) + `}]}`
 	return []Entry{
 		{"source_bucket.json", source},
-		{"source_node.json", `{"hostname": ` + name(node) + `}`},
+		{"source_node.json", `{"buckets": [` + source + `]}`}, // from 3.0 on; up to 2.x it was the node alone
 		{"source_map.json", `{"buckets": [` + source + `]}`},
 		{"start.datetime", began.UTC().Format("2006/01/02-15:04:05")},
 	}

@@ -30,6 +30,7 @@ type common struct {
 	silent            bool
 	json              bool
 	help              bool
+	pprof             string
 	version           bool
 }
 
@@ -66,6 +67,7 @@ func (c *common) addShared() {
 	f.CountVarP(&c.verbose, "verbose", "v", "")
 	f.BoolVarP(&c.silent, "silent", "s", false, "")
 	f.BoolVar(&c.json, "json", false, "")
+	f.StringVar(&c.pprof, "pprof", "", "")
 	f.BoolVar(&c.version, "version", false, "")
 	f.BoolVarP(&c.help, "help", "h", false, "")
 }

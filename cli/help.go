@@ -43,6 +43,8 @@ Output
   -v, --verbose                        more log on stderr: -v, -vv, -vvv
   -s, --silent                         say nothing but errors
       --json                           one JSON object per line on stdout
+      --pprof WHERE                    profile the run: into this file, or served on this
+                                       address of this machine (127.0.0.1:6060)
       --version                        print the version
   -h, --help                           print this
 `

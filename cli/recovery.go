@@ -61,7 +61,10 @@ func Recovery(ctx context.Context, r *pump.Registry, p *Process) int {
 		defer unwatch()
 		opt.Stop, opt.Monitor = stop.Stop, &pump.Monitor{}
 		stop.showStatus(func() string { return job.status(opt.Monitor) })
-		job.result, err = recovery.Run(work, opt)
+		err = f.profiled(func() (err error) {
+			job.result, err = recovery.Run(work, opt)
+			return err
+		})
 		say.Clear()
 		job.summary()
 	}

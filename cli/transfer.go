@@ -65,7 +65,7 @@ func Transfer(ctx context.Context, r *pump.Registry, p *Process) int {
 	case f.onlyCompares():
 		err = job.compare.run(work, stop.Stop)
 	default:
-		err = job.run(work, stop.Stop)
+		err = f.profiled(func() error { return job.run(work, stop.Stop) })
 	}
 	if r := job.report; r != nil && !nobodyReads(err) {
 		say.Clear()

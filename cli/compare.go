@@ -2,8 +2,6 @@ package cli
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
@@ -24,7 +22,6 @@ type compareFlags struct {
 	deleteExtra bool
 	memory      string
 	tempDir     string
-	redact      bool
 }
 
 const (
@@ -39,7 +36,6 @@ func (f *transferFlags) addCompare() {
 	s.BoolVar(&f.compare.deleteExtra, "delete-extra", false, "")
 	s.StringVar(&f.compare.memory, "compare-memory", defaultCompareMemory, "")
 	s.StringVar(&f.compare.tempDir, "temp-dir", "", "")
-	s.BoolVar(&f.compare.redact, "redact", false, "")
 }
 
 // onlyCompares reports that the command was called as cbtransfer compare.
@@ -306,11 +302,7 @@ func (j *comparison) difference(ctx context.Context, d *compare.Difference) erro
 		if len(l.Fields) > 0 {
 			what = "  (" + strings.Join(l.Fields, ", ") + ")"
 		}
-		key := userData(d.Key)
-		if l.KeySHA256 != "" {
-			key = "sha256:" + l.KeySHA256
-		}
-		say.Print("  %-9s%s  %s%s", d.Kind, where, key, what)
+		say.Print("  %-9s%s  %s%s", d.Kind, where, userData(d.Key), what)
 	} else if n == maxShownDifferences+1 {
 		say.Print("  and more that are %s; -v and --json list every one", d.Kind)
 	}
@@ -327,7 +319,6 @@ type differenceLine struct {
 	VBucket    *uint16 `json:"vbucket"` // null: neither side says
 	Collection string  `json:"collection,omitempty"`
 	keyField
-	KeySHA256   string      `json:"key_sha256,omitempty"` // in place of the key, with --redact
 	Fields      []string    `json:"fields"`
 	Source      *stateField `json:"source"`      // null: it does not have the key
 	Destination *stateField `json:"destination"` // null: it does not have the key
@@ -359,19 +350,8 @@ func (j *comparison) lineOf(d *compare.Difference) differenceLine {
 	if d.Collection != nil {
 		l.Collection = d.Collection.String()
 	}
-	if j.t.flags.compare.redact {
-		l.KeySHA256 = keyHash(d.Key)
-	} else {
-		l.keyField = keyOf(d.Key)
-	}
+	l.keyField = keyOf(d.Key)
 	return l
-}
-
-// keyHash stands for a key in output that others may see: the same key has the same
-// hash in every run.
-func keyHash(key []byte) string {
-	sum := sha256.Sum256(key)
-	return hex.EncodeToString(sum[:8])
 }
 
 // text is the table at the end of a comparison.

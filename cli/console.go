@@ -22,8 +22,9 @@ import (
 // object per line on stdout. It is safe for concurrent use.
 type console struct {
 	name   string
-	silent bool // say nothing but errors
-	full   bool // say long reasons whole (-v)
+	silent bool      // say nothing but errors
+	full   bool      // say long reasons whole (-v)
+	redact *redactor // nil: keys are said as they are
 
 	mu     sync.Mutex
 	err    io.Writer
@@ -40,6 +41,9 @@ func newConsole(p *Process, c *common) *console {
 	if c.json {
 		say.out = p.Stdout
 	}
+	if c.redact {
+		say.redact = newRedactor(p)
+	}
 	if f, ok := p.Stderr.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		say.live = true
 		say.width = func() int {
@@ -54,15 +58,16 @@ func newConsole(p *Process, c *common) *console {
 
 // Write prints text for people above the live line. It is hclog's output too.
 func (c *console) Write(text []byte) (int, error) {
+	said := []byte(c.redact.text(string(text)))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.line == "" {
-		_, _ = c.err.Write(text)
+		_, _ = c.err.Write(said)
 		return len(text), nil
 	}
 	var b bytes.Buffer
 	b.WriteString("\r\x1b[K")
-	b.Write(text)
+	b.Write(said)
 	b.WriteString(c.line)
 	_, _ = c.err.Write(b.Bytes())
 	return len(text), nil
@@ -130,6 +135,7 @@ func (c *console) Emit(line any) {
 		// silence would hide it.
 		text = []byte(`{"type":"error","code":"defect","message":"a line could not be written as JSON"}`)
 	}
+	text = c.redact.line(text)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.outErr != nil {
@@ -187,6 +193,7 @@ func (c *console) logger(verbose int) hclog.Logger {
 // short cuts a text that is longer than people read, unless -v asks for all of
 // it. --json has it whole in any case.
 func (c *console) short(text string, most int) string {
+	text = c.redact.text(text) // before a mark is cut off
 	if r := []rune(text); !c.full && len(r) > most {
 		return string(r[:most]) + "… (-v shows all)"
 	}

@@ -29,6 +29,7 @@ type common struct {
 	verbose           int
 	silent            bool
 	json              bool
+	redact            bool
 	help              bool
 	pprof             string
 	version           bool
@@ -68,6 +69,7 @@ func (c *common) addShared() {
 	f.BoolVarP(&c.silent, "silent", "s", false, "")
 	f.BoolVar(&c.json, "json", false, "")
 	f.StringVar(&c.pprof, "pprof", "", "")
+	f.BoolVar(&c.redact, "redact", false, "")
 	f.BoolVar(&c.version, "version", false, "")
 	f.BoolVarP(&c.help, "help", "h", false, "")
 }

@@ -45,6 +45,8 @@ Output
       --json                           one JSON object per line on stdout
       --pprof WHERE                    profile the run: into this file, or served on this
                                        address of this machine (127.0.0.1:6060)
+      --redact                         a keyed hash in the place of each key, in all that
+                                       is said; files of data keep their keys
       --version                        print the version
   -h, --help                           print this
 `
@@ -101,7 +103,6 @@ Comparing
                                        this jsonl file, which repairs the destination
       --delete-extra                   with --differences: also delete what only the
                                        destination has
-      --redact                         show a hash in place of each differing key
       --compare-memory SIZE            memory for comparing; the rest goes to temporary
                                        files (default 64m)
       --temp-dir DIR                   where these go (default: TMPDIR)

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"syscall"
 	"unicode"
-	"unicode/utf8"
 
 	"github.com/cbpump/cbpump/pump"
 )
@@ -212,32 +211,8 @@ func shortAnswers(text string, err error) string {
 	return text
 }
 
-// quoteText shows bytes of unknown origin: printable UTF-8 as it is, everything
-// else escaped, so that a key can neither break a line nor drive a terminal.
-func quoteText(text string) string {
-	var b strings.Builder
-	for i := 0; i < len(text); {
-		r, n := utf8.DecodeRuneInString(text[i:])
-		switch {
-		case r == utf8.RuneError && n == 1:
-			fmt.Fprintf(&b, `\x%02x`, text[i])
-		case r == '\\':
-			b.WriteString(`\\`)
-		case !unicode.IsPrint(r) && r < 0x80:
-			fmt.Fprintf(&b, `\x%02x`, r)
-		case !unicode.IsPrint(r):
-			fmt.Fprintf(&b, `\u%04x`, r)
-		default:
-			b.WriteRune(r)
-		}
-		i += n
-	}
-	return b.String()
-}
+// quoteText shows bytes of unknown origin on a terminal.
+func quoteText(text string) string { return pump.Printable(text) }
 
 // userData marks a key as data of users, so that logs can be redacted.
-func userData(key []byte) string {
-	text := quoteText(string(key))
-	text = strings.ReplaceAll(text, "</ud>", `\x3c/ud>`)
-	return "<ud>" + text + "</ud>"
-}
+func userData(key []byte) string { return pump.UserData(key) }

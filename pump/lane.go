@@ -308,8 +308,7 @@ func overBudget(n int, cause error) error {
 }
 
 func giveUp(it *Item, n int, waited time.Duration, cause error) error {
-	key := it.Key[:min(len(it.Key), 80)]
-	where := fmt.Sprintf("an item with key <ud>%q</ud>", key)
+	where := "an item with key " + UserData(it.Key)
 	if it.VBucket != NoVBucket {
 		where += fmt.Sprintf(" of vbucket %d", it.VBucket)
 	}

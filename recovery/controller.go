@@ -345,4 +345,10 @@ func badAnswer(op string, err error) error {
 }
 
 // quote is a name that a server gave, fit for a message.
-func quote(name string) string { return printKey([]byte(name)) }
+func quote(name string) string {
+	const most = 80
+	if len(name) > most {
+		return fmt.Sprintf("%q…", name[:most])
+	}
+	return fmt.Sprintf("%q", name)
+}

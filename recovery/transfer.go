@@ -94,7 +94,7 @@ func (t *tally) verdict(it *pump.Item, v pump.Verdict, why error) {
 		if why == nil {
 			why = errors.New("no reason given")
 		}
-		x = &refusals{first: fmt.Errorf("key %s: %w", printKey(it.Key), why)}
+		x = &refusals{first: fmt.Errorf("key %s: %w", pump.UserData(it.Key), why)}
 		t.refused[it.VBucket] = x
 	}
 	if v == pump.Rejected {
@@ -102,15 +102,6 @@ func (t *tally) verdict(it *pump.Item, v pump.Verdict, why error) {
 	} else {
 		x.skipped++
 	}
-}
-
-// printKey is a copy of a key that is fit for a message.
-func printKey(key []byte) string {
-	const most = 80
-	if len(key) > most {
-		return fmt.Sprintf("%q…", key[:most])
-	}
-	return fmt.Sprintf("%q", key)
 }
 
 // transfer pumps the vbuckets of r.todo. A vbucket is proven only if the source

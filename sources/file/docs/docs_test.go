@@ -120,7 +120,7 @@ func TestGolden(t *testing.T) {
 			src, held := open(t, golden+path), &pumptest.MemSink{}
 			report, err := pump.Run(t.Context(), pump.Config{Source: src, Sink: held, Settings: pump.DefaultSettings()})
 			if pump.ClassOf(err) != pump.ClassPartial || !strings.Contains(err.Error(), "2 files were left out") ||
-				!strings.Contains(err.Error(), "has_id.json: it has a field _id") || !strings.Contains(err.Error(), "not_json.json: it is not JSON") {
+				!strings.Contains(err.Error(), "has_id.json</ud>: it has a field _id") || !strings.Contains(err.Error(), "not_json.json</ud>: it is not JSON") {
 				t.Errorf("Run: %v", err)
 			}
 			if len(held.Items()) != len(want) {
@@ -285,14 +285,14 @@ func TestBadFolders(t *testing.T) {
 	}{
 		"no docs":             {map[string]string{"x.json": "{}"}, nil, "there is no folder docs/"},
 		"docs is a file":      {map[string]string{"docs": "{}"}, nil, "docs: that is no folder"},
-		"link to itself":      {map[string]string{"docs/a.json": "{}"}, link("docs/b.json", "b.json"), "b.json: too many levels of symbolic links"},
+		"link to itself":      {map[string]string{"docs/a.json": "{}"}, link("docs/b.json", "b.json"), "b.json</ud>: too many levels of symbolic links"},
 		"link to above":       {map[string]string{"docs/a.json": "{}", "docs/sub/c.json": "{}"}, link("docs/sub/up", ".."), "up: a symbolic link leads back"},
-		"link to nowhere":     {map[string]string{"docs/a.json": "{}"}, link("docs/b.json", "nothing"), "b.json: no such file"},
-		"too large":           {map[string]string{"docs/a.json": `"` + strings.Repeat("x", 2000) + `"`}, nil, "a.json: the document has 2002 bytes; at most 1k"},
-		"no name":             {map[string]string{"docs/.json": "{}"}, nil, ".json: the name is nothing but .json"},
+		"link to nowhere":     {map[string]string{"docs/a.json": "{}"}, link("docs/b.json", "nothing"), "b.json</ud>: no such file"},
+		"too large":           {map[string]string{"docs/a.json": `"` + strings.Repeat("x", 2000) + `"`}, nil, "a.json</ud>: the document has 2002 bytes; at most 1k"},
+		"no name":             {map[string]string{"docs/.json": "{}"}, nil, ".json</ud>: the name is nothing but .json"},
 		"newer marker":        {map[string]string{"docs/a.json": "{}", "cbpump-names": "percent 2\n"}, nil, "cbpump-names: it does not say"},
-		"bad escape":          {map[string]string{"docs/a%2.json": "{}", "cbpump-names": "percent 1\n"}, nil, "a%2.json: the name is not one that cbpump writes"},
-		"subfolder of marked": {map[string]string{"docs/b/a.json": "{}", "cbpump-names": "percent 1\n"}, nil, "a.json: the name is not one that cbpump writes"},
+		"bad escape":          {map[string]string{"docs/a%2.json": "{}", "cbpump-names": "percent 1\n"}, nil, "a%2.json</ud>: the name is not one that cbpump writes"},
+		"subfolder of marked": {map[string]string{"docs/b/a.json": "{}", "cbpump-names": "percent 1\n"}, nil, "a.json</ud>: the name is not one that cbpump writes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := tree(t, c.files)
@@ -363,7 +363,7 @@ func TestBadZips(t *testing.T) {
 		"bomb":           {archive(t, "docs/a.json", zeros), `bytes are to become 3145728, more than 200 times`},
 		"no zip":         {raw([]byte("PK nothing")), "it is no zip file, or a damaged one"},
 		"cut":            {raw(whole[:len(whole)-30]), "it is no zip file, or a damaged one"},
-		"changed":        {raw(flipped), `"docs/a.json": it is damaged`},
+		"changed":        {raw(flipped), `<ud>docs/a.json</ud>: it is damaged`},
 		"empty file":     {raw(nil), "it is no zip file"},
 		"no documents":   {archive(t, "x/y/z.json", "{}"), "there are no documents in it"},
 		"traversal":      {archive(t, "docs/../../a.json", "{}"), "the name leads out"},

@@ -187,16 +187,17 @@ func (f *folder) next(ctx context.Context) (document, error) {
 			path = l.path + "/" + name
 		}
 		full := f.full(path)
+		shown := f.full("") + "/" + pump.UserData(path) // the name is made of the key
 		info, err := os.Stat(full)
 		switch {
 		case err != nil: // a link to nowhere, or to itself, among others
-			return document{}, fileio.ReadError("read "+full, err)
+			return document{}, fileio.ReadError("read "+shown, err)
 		case info.IsDir():
 			if err := f.enter(path); err != nil {
 				return document{}, err
 			}
 		case !info.Mode().IsRegular():
-			return document{}, &pump.Error{Code: "json-input", Op: "read " + full, Err: errors.New("that is neither a file nor a folder")}
+			return document{}, &pump.Error{Code: "json-input", Op: "read " + shown, Err: errors.New("that is neither a file nor a folder")}
 		case !isDocument(name):
 			if len(f.rest) < mostNamed {
 				f.rest = append(f.rest, fileio.Docs+"/"+path)
@@ -204,7 +205,7 @@ func (f *folder) next(ctx context.Context) (document, error) {
 		default:
 			f.last = path
 			f.follow(path, info)
-			return document{name: full, path: strings.Split(path, "/"), size: info.Size(), read: func(p []byte) error { return readFile(full, p) }}, nil
+			return document{name: shown, path: strings.Split(path, "/"), size: info.Size(), read: func(p []byte) error { return readFile(shown, full, p) }}, nil
 		}
 	}
 	return document{}, io.EOF
@@ -215,15 +216,16 @@ func isDocument(name string) bool {
 	return len(name) >= len(fileio.Ending) && strings.EqualFold(name[len(name)-len(fileio.Ending):], fileio.Ending)
 }
 
-// readFile fills p with a whole file, which must have just that size.
-func readFile(path string, p []byte) error {
+// readFile fills p with a whole file, which must have just that size. Errors call
+// it shown.
+func readFile(shown, path string, p []byte) error {
 	file, err := os.Open(path)
 	if err != nil {
-		return fileio.ReadError("read "+path, err)
+		return fileio.ReadError("read "+shown, err)
 	}
 	err = readWhole(file, p)
 	if err = errors.Join(err, file.Close()); err != nil {
-		return fileio.ReadError("read "+path, err)
+		return fileio.ReadError("read "+shown, err)
 	}
 	return nil
 }
@@ -317,7 +319,7 @@ func (f *folder) designs(ctx context.Context, each func(name string, text []byte
 				return &pump.Error{Code: "record-too-long", Op: "read " + full, Err: fmt.Errorf("the design document is larger than %s", f.o.MaxDocument)}
 			}
 			text := make([]byte, info.Size())
-			if err := readFile(full, text); err != nil {
+			if err := readFile(full, full, text); err != nil {
 				return err
 			}
 			if err := each(name, text); err != nil {

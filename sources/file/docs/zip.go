@@ -107,7 +107,7 @@ func openZip(path string, o *Options) (a *archive, err error) {
 
 // sort finds out what an entry is.
 func (a *archive) sort(f *zip.File) error {
-	op := "read " + a.path + ": " + fmt.Sprintf("%q", f.Name)
+	op := a.op(f)
 	refuse := func(why string) error {
 		return &pump.Error{Code: "zip-entry", Op: op, Err: errors.New(why), Hint: "Such a zip is damaged, or made to do harm. Nothing of it was unpacked."}
 	}
@@ -183,7 +183,7 @@ func (a *archive) check(f *zip.File) error {
 		Hint: "This may be made to fill memory or disks. If it is not, -x max-ratio=… or -x max-total=… raises the limits."}
 }
 
-func (a *archive) op(f *zip.File) string { return fmt.Sprintf("read %s: %q", a.path, f.Name) }
+func (a *archive) op(f *zip.File) string { return "read " + a.path + ": " + pump.UserData(f.Name) }
 
 // checkName compares an entry's name in the directory, which no checksum covers,
 // with the one that stands before its data: a bit that flipped in either would make
@@ -210,7 +210,7 @@ func (a *archive) checkName(f *zip.File) error {
 			h := p[at:]
 			if string(h[:4]) == "PK\x03\x04" && int(binary.LittleEndian.Uint16(h[26:])) == len(f.Name) && int(binary.LittleEndian.Uint16(h[28:])) == extra {
 				if name := string(h[fixed : fixed+len(f.Name)]); name != f.Name {
-					return &pump.Error{Code: "json-input", Op: a.op(f), Err: fmt.Errorf("it is damaged: its own header calls it %q, the zip's directory %q", name, f.Name),
+					return &pump.Error{Code: "json-input", Op: a.op(f), Err: fmt.Errorf("it is damaged: its own header calls it %s, the zip's directory %s", pump.UserData(name), pump.UserData(f.Name)),
 						Hint: "A bit flipped in one of the two names. Get the zip anew."}
 				}
 				return nil
@@ -250,7 +250,7 @@ func (a *archive) next(context.Context) (document, error) {
 	a.at++
 	a.total += int64(e.file.UncompressedSize64)
 	return document{
-		name: a.path + ": " + e.file.Name, path: e.path, size: int64(e.file.UncompressedSize64),
+		name: a.path + ": " + pump.UserData(e.file.Name), path: e.path, size: int64(e.file.UncompressedSize64),
 		read: func(p []byte) error { return a.read(e.file, p) },
 	}, nil
 }

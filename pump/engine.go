@@ -483,7 +483,8 @@ type streamRun struct {
 	err     error // set once reading has ended
 	state   atomic.Int32
 	perLane []laneShare
-	latest  markSet // the newest mark of each part that was read
+	latest  markSet           // the newest mark of each part that was read, now or by an earlier run
+	open    map[uint16]uint64 // where the parts stand that have a mark of this run and are not complete
 
 	mu      sync.Mutex
 	nextSeq uint64          // of the next batch
@@ -586,13 +587,11 @@ func (s *streamRun) readToEnd(ctx context.Context) error {
 }
 
 // proven refuses an end of the stream at which a part has a mark and is not complete
-// (invariant 4).
+// (invariant 4). Marks of earlier runs may be of parts that another stream has now.
 func (s *streamRun) proven() error {
-	for _, m := range s.latest.marks {
-		if !m.Complete {
-			return &Error{Code: "early-end", Op: "read " + s.id, Err: fmt.Errorf("the source ended at %d of %s, which it had not proven to be complete", m.Seqno, partName(m.VBucket)),
-				Hint: "This is a defect of the source."}
-		}
+	for vb, at := range s.open {
+		return &Error{Code: "early-end", Op: "read " + s.id, Err: fmt.Errorf("the source ended at %d of %s, which it had not proven to be complete", at, partName(vb)),
+			Hint: "This is a defect of the source."}
 	}
 	return nil
 }
@@ -687,6 +686,14 @@ func (s *streamRun) enter(p *parcel) {
 		m.State = append([]byte(nil), m.State...)
 		w.marks = append(w.marks, m)
 		s.latest.add(m)
+		if m.Complete {
+			delete(s.open, m.VBucket)
+		} else {
+			if s.open == nil {
+				s.open = make(map[uint16]uint64)
+			}
+			s.open[m.VBucket] = m.Seqno
+		}
 	}
 	s.mu.Lock()
 	p.stream, p.seq = s, s.nextSeq

@@ -186,7 +186,13 @@ func (c *Chaos) Struck() []Strike {
 func (c *Chaos) Source(src pump.Source) pump.Source { return &chaosSource{src, counter{chaos: c}} }
 
 // Sink returns sink with faults. Its other abilities are found as before.
-func (c *Chaos) Sink(sink pump.Sink) pump.Sink { return &chaosSink{sink, counter{chaos: c}} }
+func (c *Chaos) Sink(sink pump.Sink) pump.Sink {
+	wrapped := &chaosSink{sink, counter{chaos: c}}
+	if committer, ok := pump.As[pump.Committer](sink); ok {
+		return &chaosCommitter{wrapped, committer}
+	}
+	return wrapped
+}
 
 // counter counts the calls of one stream or lane. A stream's Acknowledge comes from
 // another goroutine than its other calls.
@@ -377,12 +383,15 @@ func (s *chaosSink) Lanes(ctx context.Context, want int) (lanes []pump.Lane, err
 	return lanes, err
 }
 
-func (s *chaosSink) Commit(ctx context.Context) error {
-	c, ok := pump.As[pump.Committer](s.Sink)
-	if !ok {
-		return nil
-	}
-	return s.around(CallCommit, func() error { return c.Commit(ctx) })
+// chaosCommitter is a sink that counts only as a whole: the engine saves no progress
+// of such a one, so others must not look like it.
+type chaosCommitter struct {
+	*chaosSink
+	committer pump.Committer
+}
+
+func (s *chaosCommitter) Commit(ctx context.Context) error {
+	return s.around(CallCommit, func() error { return s.committer.Commit(ctx) })
 }
 
 func (s *chaosSink) Close() error { return s.around(CallCloseSink, s.Sink.Close) }

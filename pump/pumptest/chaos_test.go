@@ -247,3 +247,15 @@ func TestChoiceOfItems(t *testing.T) {
 		}
 	}
 }
+
+// TestAbilitiesStay: a sink that counts item by item is not taken for one that counts
+// as a whole.
+func TestAbilitiesStay(t *testing.T) {
+	chaos := &pumptest.Chaos{}
+	if _, ok := pump.As[pump.Committer](chaos.Sink(&pumptest.MemSink{})); ok {
+		t.Error("a sink without Commit got one")
+	}
+	if _, ok := pump.As[pump.Committer](chaos.Sink(&committing{})); !ok {
+		t.Error("a sink lost its Commit")
+	}
+}

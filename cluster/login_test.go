@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -391,6 +392,7 @@ func TestRecordedUserLogins(t *testing.T) {
 			t.Errorf("%s is not replayed", c.Name)
 		}
 	}
+	capture.Replays(t, "cluster.TestRecordedUserLogins", slices.Collect(maps.Keys(userSessions))...)
 }
 
 func TestRecordedAccess(t *testing.T) {

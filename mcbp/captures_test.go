@@ -49,6 +49,7 @@ func TestCaptures(t *testing.T) {
 		t.Fatal(err)
 	}
 	n := 0
+	var names []string
 	for _, p := range paths {
 		name := strings.TrimSuffix(filepath.Base(p), ".capture")
 		if !slices.ContainsFunc(eras, func(s string) bool { return strings.HasPrefix(name, s) }) ||
@@ -56,6 +57,7 @@ func TestCaptures(t *testing.T) {
 			continue
 		}
 		n++
+		names = append(names, name)
 		t.Run(name, func(t *testing.T) {
 			c, err := capture.Load(p)
 			if err != nil {
@@ -76,6 +78,7 @@ func TestCaptures(t *testing.T) {
 	if n != coveredCaptures {
 		t.Errorf("%d captures replayed, there are %d", n, coveredCaptures)
 	}
+	capture.Replays(t, "mcbp.TestCaptures", names...)
 }
 
 // frames decodes one side's whole packets; the stream must end between two.

@@ -42,6 +42,7 @@ func TestDcpCaptures(t *testing.T) {
 	for _, c := range all {
 		t.Run(c.Name, func(t *testing.T) { replayDcp(t, c) })
 	}
+	capture.Replays(t, "mcbp.TestDcpCaptures", capture.Names(all)...)
 }
 
 // dcpItem is an #item as the codec yields it.

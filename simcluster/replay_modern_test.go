@@ -62,13 +62,16 @@ func TestRecordedModernExchanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	played := 0
+	var names []string
 	for _, rec := range captures {
 		if notPlayed[rec.Name] != "" {
 			continue
 		}
 		played++
+		names = append(names, rec.Name)
 		t.Run(rec.Name, func(t *testing.T) { newPlay(t, rec).run() })
 	}
+	capture.Replays(t, "simcluster.TestRecordedModernExchanges", names...)
 	if played+len(notPlayed) != len(captures) || played < 160 {
 		t.Errorf("%d of %d recordings are played, %d are listed as not played", played, len(captures), len(notPlayed))
 	}

@@ -61,6 +61,7 @@ func TestRecordedExchanges(t *testing.T) {
 	for _, rec := range captures {
 		t.Run(rec.Name, func(t *testing.T) { replay(t, rec) })
 	}
+	capture.Replays(t, "simcluster.TestRecordedExchanges", capture.Names(captures)...)
 }
 
 func replay(t *testing.T, rec *capture.Capture) {

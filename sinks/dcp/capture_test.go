@@ -135,6 +135,7 @@ func (n *recordedNode) serve(c net.Conn) {
 // TestCapturedConsumers plays the nodes of the recordings: what they ask is answered
 // as recorded, and the same items make the same packets.
 func TestCapturedConsumers(t *testing.T) {
+	capture.Replays(t, "sinks/dcp.TestCapturedConsumers", "6.0-dcp-consumer", "7.0-dcp-consumer-collections")
 	for name, version := range map[string]cluster.Version{
 		"6.0-dcp-consumer":             {Major: 6},
 		"7.0-dcp-consumer-collections": {Major: 7},

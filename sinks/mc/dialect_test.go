@@ -3,6 +3,8 @@ package mc
 import (
 	"bytes"
 	"context"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
@@ -101,6 +103,7 @@ func TestCapturedWithMeta(t *testing.T) {
 			}
 		})
 	}
+	capture.Replays(t, "sinks/mc.TestCapturedWithMeta", capture.Names(all)...)
 }
 
 // TestCapturedGetMeta: what was recorded of a key, asked for again, makes the
@@ -146,6 +149,7 @@ func TestCapturedGetMeta(t *testing.T) {
 			}
 		}
 	}
+	capture.Replays(t, "sinks/mc.TestCapturedGetMeta", capture.Names(all)...)
 }
 
 func TestCompare(t *testing.T) {
@@ -320,7 +324,7 @@ func TestCapturedModernWithMeta(t *testing.T) {
 	if err != nil || len(all) < 30 {
 		t.Fatalf("%d captures, %v", len(all), err)
 	}
-	checked := map[uint32]int{}
+	checked, replayed := map[uint32]int{}, map[string]bool{}
 	for _, c := range all {
 		status := map[uint32]mcbp.Status{}
 		for _, r := range c.Replies {
@@ -362,8 +366,10 @@ func TestCapturedModernWithMeta(t *testing.T) {
 				t.Errorf("%s: %s sends\n%x, recorded\n%x", c.Name, mcbp.OpcodeName(f.Opcode), got, want.Append(nil))
 			}
 			checked[want.Options]++
+			replayed[c.Name] = true
 		}
 	}
+	capture.Replays(t, "sinks/mc.TestCapturedModernWithMeta", slices.Collect(maps.Keys(replayed))...)
 	for _, o := range []uint32{0, 1, 2, 3, 5, 8, 10} {
 		if checked[o] == 0 {
 			t.Errorf("no recording with options %d was compared: %v", o, checked)

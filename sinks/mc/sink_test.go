@@ -456,6 +456,7 @@ func (d dying) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
 // what the recorded client sent, and the one refused item is found.
 func TestSinkCapture(t *testing.T) {
 	c, err := capture.Open("memcached-1.6-setq")
+	capture.Replays(t, "sinks/mc.TestSinkCapture", "memcached-1.6-setq")
 	if err != nil {
 		t.Fatal(err)
 	}

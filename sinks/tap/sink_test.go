@@ -365,6 +365,7 @@ func TestCapturedPushes(t *testing.T) {
 	for _, c := range all {
 		t.Run(c.Name, func(t *testing.T) { replay(t, c) })
 	}
+	capture.Replays(t, "sinks/tap.TestCapturedPushes", capture.Names(all)...)
 }
 
 func replay(t *testing.T, c *capture.Capture) {

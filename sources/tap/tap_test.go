@@ -252,6 +252,7 @@ func TestRecordedDumps(t *testing.T) {
 			}
 		})
 	}
+	capture.Replays(t, "sources/tap.TestRecordedDumps", capture.Names(dumps(t))...)
 }
 
 // compare checks items against the recorded ones, field by field.

@@ -73,17 +73,8 @@ func ParseHeader(b []byte) (Header, error) {
 	if len(b) < HeaderLen {
 		return Header{}, ErrNeedMore
 	}
-	h := Header{
-		Magic:    b[0],
-		Opcode:   Opcode(b[1]),
-		KeyLen:   binary.BigEndian.Uint16(b[2:]),
-		ExtLen:   b[4],
-		Datatype: b[5],
-		VBucket:  binary.BigEndian.Uint16(b[6:]),
-		BodyLen:  binary.BigEndian.Uint32(b[8:]),
-		Opaque:   binary.BigEndian.Uint32(b[12:]),
-		CAS:      binary.BigEndian.Uint64(b[16:]),
-	}
+	var h Header
+	h.parse(b)
 	if h.BodyLen > MaxBody {
 		return h, fmt.Errorf("%w: %s announces %d bytes", ErrTooLarge, OpcodeName(h.Opcode), h.BodyLen)
 	}
@@ -92,6 +83,20 @@ func ParseHeader(b []byte) (Header, error) {
 			ErrLength, OpcodeName(h.Opcode), h.ExtLen, h.KeyLen, h.BodyLen)
 	}
 	return h, nil
+}
+
+// parse takes a header from 24 bytes, whatever they say.
+func (h *Header) parse(b []byte) {
+	_ = b[HeaderLen-1]
+	h.Magic = b[0]
+	h.Opcode = Opcode(b[1])
+	h.KeyLen = binary.BigEndian.Uint16(b[2:])
+	h.ExtLen = b[4]
+	h.Datatype = b[5]
+	h.VBucket = binary.BigEndian.Uint16(b[6:])
+	h.BodyLen = binary.BigEndian.Uint32(b[8:])
+	h.Opaque = binary.BigEndian.Uint32(b[12:])
+	h.CAS = binary.BigEndian.Uint64(b[16:])
 }
 
 // Append appends the header's 24 bytes to dst.
@@ -185,21 +190,32 @@ const ownBuf = 16 << 10
 func NewReader(src io.Reader) *Reader { return &Reader{src: src} }
 
 // Decode returns the next packet that is already in the buffer, or ErrNeedMore.
-func (r *Reader) Decode() (Frame, error) {
-	if r.err != nil {
-		return Frame{}, r.err
-	}
+func (r *Reader) Decode() (f Frame, err error) {
+	err = r.DecodeTo(&f)
+	return f, err
+}
+
+// DecodeTo is Decode for loops over many packets: f is the caller's, and set only
+// when there is no error.
+func (r *Reader) DecodeTo(f *Frame) error {
 	b := r.buf[r.start:r.end]
-	h, err := ParseHeader(b)
-	if err != nil {
-		return Frame{}, err
+	if r.err == nil && len(b) >= HeaderLen && (b[0] == MagicRequest || b[0] == MagicResponse) {
+		body := binary.BigEndian.Uint32(b[8:])
+		n := HeaderLen + int(body)
+		if body <= MaxBody && len(b) >= n && uint32(binary.BigEndian.Uint16(b[2:]))+uint32(b[4]) <= body {
+			f.Header.parse(b)
+			f.Body = b[HeaderLen:n:n]
+			r.start += n
+			return nil
+		}
 	}
-	n := HeaderLen + int(h.BodyLen)
-	if len(b) < n {
-		return Frame{}, ErrNeedMore
+	if r.err != nil {
+		return r.err
 	}
-	r.start += n
-	return Frame{Header: h, Body: b[HeaderLen:n:n]}, nil
+	if _, err := ParseHeader(b); err != nil {
+		return err
+	}
+	return ErrNeedMore
 }
 
 // Buffered returns the number of undecoded bytes.

@@ -30,7 +30,8 @@ type laneRun struct {
 
 	// Only the lane's own goroutine uses these.
 	shares  []share // of the write that is under way
-	batch   Batch   // … and its items
+	batch   Batch   // … with their items, which may be copies in items
+	items   []Item
 	again   Batch
 	origins []int // index in batch of each item of again
 	// abandoned are the items of batch that are not written: see circuit.
@@ -68,8 +69,12 @@ func (l *laneRun) take() (any, closed bool) {
 	for l.head < len(l.queue) && items < l.e.cfg.Settings.LaneItems && (items == 0 || bytes < l.maxBytes) {
 		s := &l.queue[l.head]
 		if room := l.e.cfg.Settings.LaneItems - items; room < len(s.which) {
-			l.shares = append(l.shares, share{s.p, s.which[:room], 0, false})
-			s.which = s.which[room:]
+			part := share{p: s.p, which: s.which[:room]}
+			for _, i := range part.which {
+				part.bytes += int64(s.p.batch.Items[i].Size())
+			}
+			l.shares = append(l.shares, part)
+			s.which, s.bytes = s.which[room:], s.bytes-part.bytes
 			items = l.e.cfg.Settings.LaneItems
 			break
 		}
@@ -112,14 +117,7 @@ func (l *laneRun) run(ctx context.Context) error {
 			}
 			continue
 		}
-		l.batch.Items = l.batch.Items[:0]
-		for i := range l.shares {
-			s := &l.shares[i]
-			for _, j := range s.which {
-				l.batch.Items = append(l.batch.Items, s.p.batch.Items[j])
-			}
-		}
-		if err := l.write(ctx, &l.batch); err != nil {
+		if err := l.write(ctx, &l.batch, l.collect()); err != nil {
 			return err
 		}
 		l.forsake(l.shares)
@@ -131,8 +129,27 @@ func (l *laneRun) run(ctx context.Context) error {
 	}
 }
 
+// collect puts the items of the shares together in l.batch and returns their
+// bytes. A parcel that is written as a whole and alone lends its own items.
+func (l *laneRun) collect() (bytes int64) {
+	if one := &l.shares[0]; len(l.shares) == 1 && len(one.which) == len(one.p.batch.Items) {
+		l.batch.Items = one.p.batch.Items
+		return one.bytes
+	}
+	items := l.items[:0]
+	for i := range l.shares {
+		s := &l.shares[i]
+		bytes += s.bytes
+		for _, j := range s.which {
+			items = append(items, s.p.batch.Items[j])
+		}
+	}
+	l.items, l.batch.Items = items, items
+	return bytes
+}
+
 // write writes a batch until every item has a final verdict, and counts.
-func (l *laneRun) write(ctx context.Context, b *Batch) error {
+func (l *laneRun) write(ctx context.Context, b *Batch, size int64) error {
 	b.StartWrite()
 	l.writing.Store(int64(len(b.Items)))
 	defer l.writing.Store(0)
@@ -143,7 +160,6 @@ func (l *laneRun) write(ctx context.Context, b *Batch) error {
 		switch v {
 		case Done:
 			done++
-			bytes += uint64(b.Items[i].Size())
 		case Skipped, Rejected:
 		case Retry:
 			retry = true
@@ -156,7 +172,11 @@ func (l *laneRun) write(ctx context.Context, b *Batch) error {
 	}
 	if err == nil && retry {
 		err = l.resend(ctx, b)
-		done, bytes = 0, 0
+	}
+	if int(done) == len(b.Items) {
+		bytes = uint64(size)
+	} else {
+		done = 0
 		for i, v := range b.verdicts {
 			if v == Done {
 				done++

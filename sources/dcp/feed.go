@@ -248,8 +248,9 @@ func (d *feed) protocol(err error) error {
 // decode takes all whole packets out of the buffer. alive reports that one of
 // them was not a NOOP.
 func (d *feed) decode(b *pump.Batch) (alive bool, err error) {
+	var f mcbp.Frame
 	for {
-		f, err := d.r.Decode()
+		err := d.r.DecodeTo(&f)
 		if err == mcbp.ErrNeedMore {
 			return alive, nil
 		}

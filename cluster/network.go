@@ -221,6 +221,10 @@ func (c *Client) translate(ctx context.Context, nodes []Node) (*translation, err
 	r, err := c.Do(ctx, http.MethodGet, path, nil)
 	if err == nil && r.Status != http.StatusOK {
 		err = c.Unexpected(asked, r)
+		if r.Status == http.StatusNotFound && must {
+			err = &pump.Error{Class: pump.ClassUsage, Code: "no-node-services", Err: err,
+				Hint: "Servers before 3.0 do not tell, and have no data ports with TLS: use http:// without --network."}
+		}
 	}
 	var doc struct {
 		NodesExt []nodeExtDoc `json:"nodesExt"`

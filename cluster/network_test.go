@@ -126,7 +126,7 @@ func TestNetworks(t *testing.T) {
 		services string
 		want     wantError
 	}{
-		"not told":  {view{tls: true, network: NetworkAuto}, "", wantError{code: "rest-not-found", says: []string{"how nodes are reached"}}},
+		"not told":  {view{tls: true, network: NetworkAuto}, "", wantError{class: pump.ClassUsage, code: "no-node-services", says: []string{"how nodes are reached"}}},
 		"no ports":  {view{tls: true, network: NetworkAuto}, strings.ReplaceAll(docs["/pools/default/nodeServices"], "kvSSL", "x"), wantError{class: pump.ClassUsage, code: "no-data-port", says: []string{"kvSSL", `read bucket "beer"`}}},
 		"no nodes":  {view{tls: true, network: NetworkAuto}, `{}`, wantError{code: "unknown-node"}},
 		"not JSON":  {view{network: NetworkExternal}, `<html>`, wantError{class: pump.ClassUnreachable, code: "bad-document"}},

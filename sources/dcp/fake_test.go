@@ -42,6 +42,7 @@ type fakeNode struct {
 	closed   int  // CLOSE_STREAMs
 	growing  bool // every question for seqnos finds one more
 	onAck    func(n uint32)
+	onOpen   func(name string)
 	onSeqnos func() // called with mu held before each answer to GET_ALL_VB_SEQNOS
 
 	// stream plays a stream. n counts the requests of the node from 0. It returns
@@ -172,6 +173,9 @@ func (f *fakeNode) answer(c net.Conn, p *mcbp.Frame) ([]byte, error) {
 		return mcbp.AppendFrame(nil, h, nil, nil, []byte(f.manifest)), nil
 	case mcbp.OpDcpOpen:
 		f.opens = append(f.opens, binary.BigEndian.Uint32(p.Extras()[4:]))
+		if f.onOpen != nil {
+			f.onOpen(string(p.Key()))
+		}
 	case mcbp.OpDcpCloseStream:
 		f.closed++
 	case mcbp.OpDcpControl:

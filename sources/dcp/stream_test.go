@@ -701,7 +701,14 @@ func TestFlowControl(t *testing.T) {
 	go func() {
 		<-blocked
 		// The node has used up its window and is silent for much longer than the limit.
-		time.AfterFunc(200*time.Millisecond, func() { close(release) })
+		time.AfterFunc(200*time.Millisecond, func() {
+			mu.Lock()
+			defer mu.Unlock()
+			if acked > 100 { // the marker, but no item: nothing is confirmed yet
+				t.Errorf("%d bytes were acknowledged before the destination confirmed anything", acked)
+			}
+			close(release)
+		})
 	}()
 	report, err := pump.Run(context.Background(), pump.Config{Source: &sourceOf{s}, Sink: sink, Settings: pump.DefaultSettings(), Scribble: true})
 	if err != nil || report.Done != total || report.Reopened != 0 {

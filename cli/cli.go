@@ -46,7 +46,7 @@ type Process struct {
 func OS() *Process {
 	p := &Process{
 		Name: "cbpump", Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
-		LookupEnv: os.LookupEnv, Hide: hideArgs,
+		LookupEnv: os.LookupEnv, Hide: func(secrets []string) { hideArgs(secrets); hideEnv(secretEnv()) },
 	}
 	for i, a := range os.Args {
 		if a = strings.Clone(a); i == 0 {

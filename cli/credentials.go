@@ -220,6 +220,19 @@ func (c *common) secrets(r *pump.Registry) []string {
 	return found
 }
 
+// secretEnv lists the variables of the environment that hold secrets, proxies with
+// a password among them.
+func secretEnv() []string {
+	names := []string{redactKeyEnv}
+	for _, s := range sides {
+		names = append(names, s.passwordEnv)
+	}
+	for _, proxy := range []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"} {
+		names = append(names, proxy, strings.ToLower(proxy))
+	}
+	return names
+}
+
 // isSecret reports whether any plugin declares the option as a secret.
 func isSecret(r *pump.Registry, name string) bool {
 	name = strings.TrimPrefix(strings.TrimPrefix(strings.TrimSpace(name), "source."), "sink.")

@@ -2,6 +2,7 @@ package cli_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"github.com/cbpump/cbpump/cli"
 	"github.com/cbpump/cbpump/plugins"
 	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/sinks/null"
 )
 
 // leakChecked fails the run when a test leaves a goroutine behind.
@@ -31,6 +33,7 @@ func TestMain(m *testing.M) {
 		"cbtransfer": command(plugins.Transfer, cli.Transfer),
 		"cbrecovery": command(plugins.Recovery, cli.Recovery),
 		"showtitle":  showTitle,
+		"panicking":  command(panicking, cli.Transfer),
 	})
 }
 
@@ -44,4 +47,21 @@ func command(registry func() (*pump.Registry, error), run func(context.Context, 
 		}
 		os.Exit(run(context.Background(), r, cli.OS()))
 	}
+}
+
+// panicking is a registry whose only source panics with all that it was given at
+// hand.
+func panicking() (*pump.Registry, error) {
+	r := &pump.Registry{}
+	err := pump.RegisterSource(r, pump.SourcePlugin[struct{}]{
+		Schemes: []string{"panic"},
+		New: func(_ context.Context, t pump.Target, _ struct{}) (pump.Source, error) {
+			var none *pump.Target
+			if none.Password == t.Password { // dereferences nil
+				return nil, nil
+			}
+			return nil, fmt.Errorf("not reached")
+		},
+	})
+	return r, errors.Join(err, pump.RegisterSink(r, null.Plugin()))
 }

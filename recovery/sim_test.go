@@ -229,9 +229,14 @@ func (p *pair) whole() {
 
 // docs are the live documents by vbucket and key.
 func (p *pair) docs(c *simcluster.Cluster) map[string]simcluster.Doc {
+	return p.held(c, false)
+}
+
+// held are the live documents, or the tombstones.
+func (p *pair) held(c *simcluster.Cluster, deleted bool) map[string]simcluster.Doc {
 	out := make(map[string]simcluster.Doc)
 	c.Bucket(bucket).Each(func(vb uint16, d simcluster.Doc) bool {
-		if !d.Deleted {
+		if d.Deleted == deleted {
 			d.Key, d.Value = bytes.Clone(d.Key), bytes.Clone(d.Value)
 			out[fmt.Sprintf("%d/%q", vb, d.Key)] = d
 		}

@@ -201,11 +201,17 @@ func mayRetry(err error) bool {
 }
 
 // goneFrom reports that a node does not have the bucket: it was failed over, or
-// rebalanced out, and the map is to be read again. If the bucket itself is gone the
-// REST port says so.
-func goneFrom(err error) bool {
-	code := pump.CodeOf(err)
-	return code == "no-bucket" || code == "kv-no-bucket"
+// rebalanced out, and the map is to be read again. Up to 4.x, where user and
+// password are the bucket's, such a node refuses the login. If the bucket itself is
+// gone, or its password another one, the REST port says so.
+func (l *cbLane) goneFrom(err error) bool {
+	switch pump.CodeOf(err) {
+	case "no-bucket", "kv-no-bucket":
+		return true
+	case "kv-denied":
+		return !l.view.bucket.MinVersion().AtLeast(5, 0)
+	}
+	return false
 }
 
 // ready connects to the nodes that have items, asks for the states of their
@@ -237,7 +243,7 @@ func (l *cbLane) ready(ctx context.Context, b *pump.Batch) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if !mayRetry(n.lost) && !goneFrom(n.lost) {
+			if !mayRetry(n.lost) && !l.goneFrom(n.lost) {
 				return n.lost
 			}
 			l.stale = true
@@ -267,7 +273,7 @@ func (l *cbLane) ready(ctx context.Context, b *pump.Batch) error {
 					n.states = states
 				case ctx.Err() != nil:
 					return ctx.Err()
-				case !mayRetry(err) && !goneFrom(err):
+				case !mayRetry(err) && !l.goneFrom(err):
 					return err
 				}
 			}

@@ -291,7 +291,7 @@ func (s *stream) ask(ctx context.Context, addr string) (*cluster.Conn, error) {
 	}
 	conn, err := cluster.DialKV(ctx, s.src.at.Places.KV(s.layout, addr))
 	if err != nil {
-		return nil, err
+		return nil, places.Gone(err, addr)
 	}
 	if s.asks == nil {
 		s.asks = map[string]*cluster.Conn{}
@@ -400,7 +400,7 @@ func (s *stream) start(ctx context.Context, addr string, group, all []*part) err
 	if s.cur == nil {
 		if s.cur, err = openFeed(ctx, s.src.at.Places.KV(s.layout, addr), &s.src.cfg.Options, &s.flow, s.parts); err != nil {
 			s.cur = nil
-			return err
+			return places.Gone(err, addr)
 		}
 		s.cur.warn, s.cur.filter = s.src.cfg.Log.Warn, s.filter
 		if s.cur.conn.Has(mcbp.FeatureCollections) {

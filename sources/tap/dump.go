@@ -89,7 +89,7 @@ func newDump(ctx context.Context, kv cluster.KVConfig, stats *cluster.Conn, vbs 
 	var err error
 	if d.conn, err = cluster.DialKV(ctx, kv); err != nil {
 		d.close()
-		return nil, err
+		return nil, places.Gone(err, kv.Addr)
 	}
 	d.r = d.conn.Reader()
 	flags := tapFlags

@@ -9,6 +9,7 @@ import (
 	"github.com/cbpump/cbpump/cluster"
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/sources/internal/places"
 )
 
 // recount asks the node for its counts after the dump. Before the dump they
@@ -22,7 +23,7 @@ func (d *dump) recount(ctx context.Context) (map[uint16]cluster.VBInfo, error) {
 	_ = d.stats.Close()
 	again, derr := cluster.DialKV(ctx, d.kv)
 	if derr != nil {
-		return nil, derr
+		return nil, places.Gone(derr, d.addr)
 	}
 	d.stats = again
 	return again.VBucketDetails(ctx)

@@ -198,7 +198,7 @@ func (s *stream) start(ctx context.Context, addr string, group []uint16) (*dump,
 	kv := s.src.at.Places.KV(s.layout, addr)
 	stats, err := cluster.DialKV(ctx, kv)
 	if err != nil {
-		return nil, err
+		return nil, places.Gone(err, addr)
 	}
 	kept := false
 	defer func() {

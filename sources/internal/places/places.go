@@ -185,3 +185,19 @@ func (f *Finder) Counts(ctx context.Context, l *Layout, vbs []uint16, each func(
 	}
 	return nil
 }
+
+// Gone turns the error of a connection to a node that the map named, but that does
+// not have the bucket, into one that another try with a newer map may mend: the
+// node was failed over or rebalanced out. Up to 4.x such a node refuses the login,
+// since user and password are the bucket's. Whether the bucket is there at all, and
+// what its password is, the map's reading tells.
+func Gone(err error, addr string) error {
+	switch pump.CodeOf(err) {
+	case "kv-denied":
+		return pump.Retryable(err)
+	case "no-bucket", "kv-no-bucket":
+		return &pump.Error{Code: "node-gone", Op: "copy from " + addr, Err: err, Retry: true,
+			Hint: "The cluster's map named that node. Was it failed over or removed in this moment? Look at the cluster, then run the same command again."}
+	}
+	return err
+}

@@ -87,7 +87,23 @@ func accessHint(op mcbp.Opcode, said string) string {
 	if need == "" {
 		return "The user lacks a permission on this bucket; use another one."
 	}
-	return fmt.Sprintf("The user lacks the privilege %s on this bucket; give it a role that has it, or use another user.", need)
+	role := "a role that has it"
+	if name := roles[need]; name != "" {
+		role = "the role " + name
+	}
+	return fmt.Sprintf("The user lacks the privilege %s on this bucket; give it %s, or use another user.", need, role)
+}
+
+// roles are those of Couchbase Server that have a privilege and little else.
+var roles = map[string]string{
+	"DcpProducer": "data_dcp_reader (Data DCP Reader)",
+	"DcpConsumer": "admin (Full Admin)",
+	"MetaWrite":   "replication_target (XDCR Inbound)",
+	"MetaRead":    "data_reader (Data Reader)",
+	"Read":        "data_reader (Data Reader)",
+	"Insert":      "data_writer (Data Writer)",
+	"Upsert":      "data_writer (Data Writer)",
+	"Delete":      "data_writer (Data Writer)",
 }
 
 // ErrorMap is what a server says of its statuses (GET_ERROR_MAP, 5.0 and later).

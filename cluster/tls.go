@@ -133,7 +133,7 @@ func tlsFailure(err error, e *pump.Error, using bool, begin string, ports portHi
 	case errors.As(err, &op) && op.Op == "remote error" && strings.Contains(op.Err.Error(), "certificate"):
 		e.Class, e.Code = pump.ClassDenied, "tls-client-certificate"
 		e.Err = fmt.Errorf("the server does not accept our certificate, or misses one: %s", clip(op.Err.Error(), 100))
-		e.Hint = "Give a client certificate and its key that the cluster trusts."
+		e.Hint = "Give a client certificate and its key that the cluster trusts (--client-cert, --client-key)."
 	case errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error"), strings.HasPrefix(err.Error(), "tls: "):
 		e.Code, e.Err = "tls-failed", fmt.Errorf("no TLS connection: %s", clip(err.Error(), 200))
 		e.Hint = "The server must offer TLS 1.2 or later; it may also want a client certificate."

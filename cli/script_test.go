@@ -38,7 +38,7 @@ func TestScripts(t *testing.T) {
 		Dir:                 "testdata/script",
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
-		Cmds: map[string]func(ts *testscript.TestScript, neg bool, args []string){
+		Cmds: withModern(map[string]func(ts *testscript.TestScript, neg bool, args []string){
 			"exits":      exits,
 			"cluster":    startCluster,
 			"newnode":    newNode,
@@ -59,7 +59,7 @@ func TestScripts(t *testing.T) {
 			"midrun":     midrun,
 			"nonehalf":   noneHalf,
 			"plant":      plant,
-		},
+		}),
 		Setup: func(e *testscript.Env) error {
 			e.Values[worldKey{}] = &world{clusters: map[string]*simcluster.Cluster{}, servers: map[string]*os.Process{}}
 			e.Setenv("SECRET", secret)
@@ -151,12 +151,14 @@ func startCluster(ts *testscript.TestScript, _ bool, args []string) {
 	if o["tls"] != "" {
 		secure = &simcluster.TLSConfig{}
 	}
-	c, err := simcluster.Start(simcluster.Config{
+	cfg := simcluster.Config{
 		TLS: secure, WithoutRecoveryAPI: o["api"] == "controller",
 		Nodes: number(ts, o["nodes"], 2), VBuckets: number(ts, o["vbuckets"], 64), Version: o["version"],
 		Username: "Administrator", Password: secret, Host: o["host"],
 		Buckets: []simcluster.BucketConfig{{Name: bucket, Type: o["type"], Replicas: number(ts, o["replicas"], 0)}},
-	})
+	}
+	configure(&cfg, o)
+	c, err := simcluster.Start(cfg)
 	ts.Check(err)
 	ts.Defer(func() { ts.Check(c.Close()) })
 	for i := range number(ts, o["docs"], 0) {

@@ -247,6 +247,15 @@ func (s *CBSink) Close() error {
 	return nil
 }
 
+// Bucket returns the bucket's description as it was last read.
+func (s *CBSink) Bucket(ctx context.Context) (*cluster.Bucket, error) {
+	v, err := s.current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return v.bucket, nil
+}
+
 // Datatypes returns the forms of values that all nodes store, as far as their
 // versions tell. A node that turns out to be another gets what it takes all the same.
 func (s *CBSink) Datatypes(ctx context.Context) (uint8, error) {

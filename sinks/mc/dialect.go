@@ -254,5 +254,6 @@ var (
 		Hint: "a source that is read over DCP leaves them out with -x xattrs=no"}
 	errPlainXattr      = &pump.Error{Code: "item-xattr", Err: errors.New("the value has extended attributes, which a plain request cannot carry"), Hint: "with-meta=true can"}
 	errUnknownDatatype = &pump.Error{Code: "item-datatype", Err: errors.New("the value is of a datatype that this program does not know")}
+	errBadXattr        = &pump.Error{Code: "item-xattr", Err: errors.New("the value claims to have extended attributes and they cannot be read")}
 	errBadSnappy       = &pump.Error{Code: "item-snappy", Err: errors.New("the value claims to be compressed with snappy and cannot be read")}
 )

@@ -1,6 +1,8 @@
 package mc
 
 import (
+	"bytes"
+	"encoding/binary"
 	"encoding/json"
 
 	"github.com/golang/snappy"
@@ -52,7 +54,8 @@ func (t *Traits) RefuseDatatype(it *pump.Item) *pump.Error {
 // an unpacked value and is returned grown.
 func (t *Traits) wireValue(it *pump.Item, scratch []byte) (value []byte, datatype uint8, grown []byte, why *pump.Error) {
 	value, datatype = it.Value, it.Datatype
-	if datatype&mcbp.DatatypeSnappy != 0 && !t.Snappy {
+	whole := value // unpacked
+	if datatype&mcbp.DatatypeSnappy != 0 && (!t.Snappy || datatype&mcbp.DatatypeXattr != 0) {
 		n, err := snappy.DecodedLen(value)
 		if err != nil || n > maxValue {
 			return nil, 0, scratch, errBadSnappy
@@ -60,10 +63,15 @@ func (t *Traits) wireValue(it *pump.Item, scratch []byte) (value []byte, datatyp
 		if cap(scratch) < n {
 			scratch = make([]byte, n)
 		}
-		if value, err = snappy.Decode(scratch[:cap(scratch)], value); err != nil {
+		if whole, err = snappy.Decode(scratch[:cap(scratch)], value); err != nil {
 			return nil, 0, scratch, errBadSnappy
 		}
-		datatype &^= mcbp.DatatypeSnappy
+		if !t.Snappy {
+			value, datatype = whole, datatype&^mcbp.DatatypeSnappy
+		}
+	}
+	if datatype&mcbp.DatatypeXattr != 0 && !validXattrs(whole) {
+		return nil, 0, scratch, errBadXattr // servers close the connection on it
 	}
 	switch {
 	case !t.JSON:
@@ -74,6 +82,33 @@ func (t *Traits) wireValue(it *pump.Item, scratch []byte) (value []byte, datatyp
 		datatype = mcbp.DatatypeJSON
 	}
 	return value, datatype, scratch, nil
+}
+
+// validXattrs reports whether a value begins with a block of extended attributes: its
+// length (u32), and then for each a length (u32), name, 0, JSON, 0.
+func validXattrs(v []byte) bool {
+	if len(v) < 4 {
+		return false
+	}
+	n := binary.BigEndian.Uint32(v)
+	if v = v[4:]; uint64(n) > uint64(len(v)) {
+		return false
+	}
+	for v = v[:n]; len(v) > 0; {
+		if len(v) < 4 {
+			return false
+		}
+		n := binary.BigEndian.Uint32(v)
+		if v = v[4:]; n < 2 || uint64(n) > uint64(len(v)) {
+			return false
+		}
+		name, value, ok := bytes.Cut(v[:n], []byte{0})
+		if !ok || len(name) == 0 || len(value) == 0 || value[len(value)-1] != 0 || !json.Valid(value[:len(value)-1]) {
+			return false
+		}
+		v = v[n:]
+	}
+	return true
 }
 
 // looksJSON tells most other values apart without reading them.

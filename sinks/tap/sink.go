@@ -11,6 +11,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/cbpump/cbpump/cluster"
@@ -91,6 +92,22 @@ func New(_ context.Context, cfg Config) (*Sink, error) {
 
 // Datatypes: TAP carries plain values. Servers find out by themselves which are JSON.
 func (s *Sink) Datatypes(context.Context) (uint8, error) { return pump.DatatypeJSON, nil }
+
+// Check is CBSink's, and refuses clusters whose nodes do not take TAP any more.
+func (s *Sink) Check(ctx context.Context) error {
+	b, err := s.Bucket(ctx)
+	if err != nil {
+		return err
+	}
+	for _, n := range b.Nodes {
+		if n.Version.AtLeast(5, 0) {
+			return &pump.Error{Class: pump.ClassUsage, Code: "no-tap", Op: fmt.Sprintf("push into %s, version %s", n.KV, n.Version),
+				Err:  errors.New("the server takes no TAP messages (they were removed in Couchbase Server 5.0)"),
+				Hint: "Write to the cluster with http://, or push into replica and pending vbuckets with dcp://."}
+		}
+	}
+	return s.CBSink.Check(ctx)
+}
 
 // dialect is what differs from CBSink.
 type dialect struct{ connect bool }

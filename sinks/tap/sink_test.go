@@ -548,3 +548,13 @@ func TestAppendCostsNothing(t *testing.T) {
 		t.Errorf("%v allocations for an item", n)
 	}
 }
+
+// TestNewServers: servers from 5.0 on take no TAP, which is said before anything is
+// read.
+func TestNewServers(t *testing.T) {
+	s := open(t, startCluster(t, simcluster.Config{Version: "6.6.5"}), nil)
+	defer s.Close()
+	if err := s.Check(t.Context()); pump.CodeOf(err) != "no-tap" || pump.ClassOf(err) != pump.ClassUsage || !strings.Contains(pump.HintOf(err), "dcp://") {
+		t.Errorf("%v (%s)", err, pump.HintOf(err))
+	}
+}

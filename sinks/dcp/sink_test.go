@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/cbpump/cbpump/cluster"
+	"github.com/cbpump/cbpump/internal/sinktest"
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/pump/pumptest"
@@ -76,46 +77,6 @@ func open(tb testing.TB, c *simcluster.Cluster, change func(*Config)) *Sink {
 	return s
 }
 
-func openLane(tb testing.TB, s *Sink) pump.Lane {
-	tb.Helper()
-	lanes, err := s.Lanes(context.Background(), 1)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() {
-		for _, l := range lanes {
-			l.Close()
-		}
-		s.Close()
-	})
-	return lanes[0]
-}
-
-func batchOf(items ...pump.Item) *pump.Batch {
-	b := pump.NewBatch(0)
-	b.Items = items
-	b.StartWrite()
-	return b
-}
-
-func write(tb testing.TB, l pump.Lane, items ...pump.Item) *pump.Batch {
-	tb.Helper()
-	b := batchOf(items...)
-	if err := l.Write(context.Background(), b); err != nil {
-		tb.Fatalf("write: %v", err)
-	}
-	return b
-}
-
-func verdicts(tb testing.TB, b *pump.Batch, want ...pump.Verdict) {
-	tb.Helper()
-	for i, w := range want {
-		if b.Verdict(i) != w {
-			tb.Errorf("item %d (%q) is %s (%v), want %s", i, b.Items[i].Key, b.Verdict(i), b.Cause(i), w)
-		}
-	}
-}
-
 func item(key string, rev, cas uint64) pump.Item {
 	return pump.Item{VBucket: pump.NoVBucket, Key: []byte(key), Value: fmt.Appendf(nil, "value %d", rev), Flags: 7, CAS: cas, RevSeqno: rev}
 }
@@ -143,8 +104,8 @@ func TestCheck(t *testing.T) {
 	if err := s.Check(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	l := openLane(t, s)
-	verdicts(t, write(t, l, item("k", 1, 5)), pump.Done)
+	l := sinktest.Lane(t, s)
+	sinktest.Verdicts(t, sinktest.Write(t, l, item("k", 1, 5)), pump.Done)
 	vb := c.Bucket("default").VBucketOf([]byte("k"))
 	for _, n := range c.Nodes() {
 		if st, _ := n.VBucket("default", vb); st == mcbp.VBReplica {
@@ -154,8 +115,8 @@ func TestCheck(t *testing.T) {
 	if err := s.Check(t.Context()); pump.CodeOf(err) != "vbucket-state" {
 		t.Errorf("check: %v", err)
 	}
-	b := write(t, l, item("k", 2, 6))
-	verdicts(t, b, pump.Retry)
+	b := sinktest.Write(t, l, item("k", 2, 6))
+	sinktest.Verdicts(t, b, pump.Retry)
 	if code := pump.CodeOf(b.Cause(0)); code != "not-my-vbucket" && code != "vbucket-state" {
 		t.Errorf("cause: %v", b.Cause(0))
 	}
@@ -172,7 +133,7 @@ func TestRefused(t *testing.T) {
 	for status, want := range map[mcbp.Status]pump.Verdict{mcbp.StatusTooBig: pump.Rejected, mcbp.StatusInvalid: pump.Rejected, mcbp.StatusTmpFail: pump.Done, mcbp.StatusRange: pump.Done} {
 		t.Run(mcbp.StatusName(status), func(t *testing.T) {
 			c := replicas(t, simcluster.Config{Version: "6.6.5", Nodes: 1, VBuckets: 2})
-			l := openLane(t, open(t, c, nil))
+			l := sinktest.Lane(t, open(t, c, nil))
 			var batch []pump.Item
 			bad := -1
 			for i := range 20 {
@@ -189,7 +150,7 @@ func TestRefused(t *testing.T) {
 			}
 			fault := simcluster.Fault{Op: mcbp.OpDcpMutation, VBucket: 1, After: before, Times: 1, Status: status}
 			c.Nodes()[0].Inject(fault)
-			b := write(t, l, batch...)
+			b := sinktest.Write(t, l, batch...)
 			for i := range b.Items {
 				lost := status == mcbp.StatusRange // the whole connection is replaced
 				if w := b.Verdict(i); (w == pump.Retry) != (lost || vb(c, &batch[i]) == 1) || w != pump.Retry && w != pump.Done {
@@ -199,18 +160,18 @@ func TestRefused(t *testing.T) {
 			if want == pump.Rejected {
 				c.Nodes()[0].Inject(fault)
 			}
-			b = write(t, l, batch...)
+			b = sinktest.Write(t, l, batch...)
 			for i := range b.Items {
 				if w := b.Verdict(i); w != pump.Done && (i != bad || w != want) || i == bad && w != want {
 					t.Errorf("again: item %d is %s (%v)", i, w, b.Cause(i))
 				}
 			}
-			b = write(t, l, batch...)
+			b = sinktest.Write(t, l, batch...)
 			if h := held(c); len(h) != 20 {
 				t.Errorf("%d items are there", len(h))
 			}
 			for i := range b.Items {
-				verdicts(t, b, pump.Done)
+				sinktest.Verdicts(t, b, pump.Done)
 				if b.Verdict(i) != pump.Done {
 					t.Errorf("third time: item %d is %s", i, b.Verdict(i))
 				}
@@ -230,7 +191,7 @@ func TestLost(t *testing.T) {
 		for _, op := range []mcbp.Opcode{mcbp.OpDcpMutation, mcbp.OpDcpAddStream, mcbp.OpDcpNoop, mcbp.OpGetAllVBSeqnos} {
 			t.Run(name+" at "+mcbp.OpcodeName(op), func(t *testing.T) {
 				c := replicas(t, simcluster.Config{Version: "7.0.5", Nodes: 1, VBuckets: 4})
-				l := openLane(t, open(t, c, func(cfg *Config) { cfg.Options.Timeout = time.Second }))
+				l := sinktest.Lane(t, open(t, c, func(cfg *Config) { cfg.Options.Timeout = time.Second }))
 				f := f
 				f.Op, f.VBucket, f.Times = op, -1, 1
 				c.Nodes()[0].Inject(f)
@@ -240,14 +201,14 @@ func TestLost(t *testing.T) {
 					}
 					return items
 				}
-				b := write(t, l, batch(1)...)
+				b := sinktest.Write(t, l, batch(1)...)
 				for i := range b.Items {
 					if b.Verdict(i) != pump.Retry || pump.ClassOf(b.Cause(i)) != pump.ClassUnreachable || !strings.Contains(b.Cause(i).Error(), c.Nodes()[0].KV()) {
 						t.Fatalf("item %d is %s (%v)", i, b.Verdict(i), b.Cause(i))
 					}
 				}
 				for rev := uint64(2); rev < 4; rev++ {
-					b = write(t, l, batch(rev)...)
+					b = sinktest.Write(t, l, batch(rev)...)
 					for i := range b.Items {
 						if b.Verdict(i) != pump.Done {
 							t.Fatalf("item %d is %s (%v)", i, b.Verdict(i), b.Cause(i))
@@ -283,19 +244,19 @@ func TestCollections(t *testing.T) {
 		return it
 	}
 	s := open(t, c, nil)
-	l := openLane(t, s)
-	verdicts(t, write(t, l, in("shop", "items", "a", 1), item("a", 2, 2), in("shop", "orders", "a", 3), in("shop", "items", "b", 4)), pump.Done, pump.Done, pump.Done, pump.Done)
+	l := sinktest.Lane(t, s)
+	sinktest.Verdicts(t, sinktest.Write(t, l, in("shop", "items", "a", 1), item("a", 2, 2), in("shop", "orders", "a", 3), in("shop", "items", "b", 4)), pump.Done, pump.Done, pump.Done, pump.Done)
 	if n := count(c); n != 4 {
 		t.Errorf("%d documents are there", n)
 	}
-	err := l.Write(context.Background(), batchOf(in("shop", "nosuch", "a", 1)))
+	err := l.Write(context.Background(), sinktest.Batch(in("shop", "nosuch", "a", 1)))
 	if pump.CodeOf(err) != "no-collection" || pump.ClassOf(err) != pump.ClassUsage || !strings.Contains(err.Error(), "shop.nosuch") {
 		t.Errorf("missing: %v", err)
 	}
 	// A new process, and a manifest that has grown since.
-	l = openLane(t, open(t, c, func(cfg *Config) { cfg.Options.CreateCollections, cfg.Options.MapCollections = true, "x.y=shop.more" }))
+	l = sinktest.Lane(t, open(t, c, func(cfg *Config) { cfg.Options.CreateCollections, cfg.Options.MapCollections = true, "x.y=shop.more" }))
 	for range 5 {
-		again := batchOf(in("x", "y", "c", 5), in("shop", "items", "a", 6))
+		again := sinktest.Batch(in("x", "y", "c", 5), in("shop", "items", "a", 6))
 		if err := l.Write(context.Background(), again); err != nil {
 			t.Fatal(err)
 		}
@@ -307,7 +268,7 @@ func TestCollections(t *testing.T) {
 		t.Errorf("%d documents are there", n)
 	}
 	long := in("shop", "items", strings.Repeat("k", 247), 1)
-	verdicts(t, write(t, l, long), pump.Rejected)
+	sinktest.Verdicts(t, sinktest.Write(t, l, long), pump.Rejected)
 }
 
 // TestOwners: a recovery names the nodes of missing vbuckets, which the map gives to
@@ -341,7 +302,7 @@ func TestOwners(t *testing.T) {
 			}
 			gone := item(key, 1, 9)
 			gone.Op, gone.Expiry = pump.Expiration, 1_600_000_000
-			verdicts(t, write(t, openLane(t, owned), gone, item(key, uint64(5+i), 0)), pump.Done, pump.Done)
+			sinktest.Verdicts(t, sinktest.Write(t, sinktest.Lane(t, owned), gone, item(key, uint64(5+i), 0)), pump.Done, pump.Done)
 			if d, ok := n.Doc("default", vb, []byte(key)); !ok || d.Rev != uint64(5+i) || badCAS(d.CAS) {
 				t.Errorf("%s: holds %+v", v, d)
 			}
@@ -354,7 +315,7 @@ func TestDenied(t *testing.T) {
 	for _, op := range []mcbp.Opcode{mcbp.OpDcpOpen, mcbp.OpDcpAddStream} {
 		c := replicas(t, simcluster.Config{Version: "6.6.5", Nodes: 1})
 		c.Nodes()[0].Inject(simcluster.Fault{Op: op, VBucket: -1, Status: mcbp.StatusAccess})
-		err := openLane(t, open(t, c, nil)).Write(context.Background(), batchOf(item("k", 1, 1)))
+		err := sinktest.Lane(t, open(t, c, nil)).Write(context.Background(), sinktest.Batch(item("k", 1, 1)))
 		if pump.ClassOf(err) != pump.ClassDenied || !strings.Contains(pump.HintOf(err), "DcpConsumer") {
 			t.Errorf("%s: got %v (%s)", mcbp.OpcodeName(op), err, pump.HintOf(err))
 		}
@@ -370,7 +331,7 @@ func TestDenied(t *testing.T) {
 // TestOldServers: before 3.0 there is no DCP.
 func TestOldServers(t *testing.T) {
 	c := replicas(t, simcluster.Config{Version: "2.5.1"})
-	err := openLane(t, open(t, c, nil)).Write(context.Background(), batchOf(item("k", 1, 1)))
+	err := sinktest.Lane(t, open(t, c, nil)).Write(context.Background(), sinktest.Batch(item("k", 1, 1)))
 	if pump.CodeOf(err) != "no-dcp" || pump.ClassOf(err) != pump.ClassUsage {
 		t.Errorf("got %v", err)
 	}
@@ -381,7 +342,7 @@ func TestDatatypes(t *testing.T) {
 	x := []byte("\x00\x00\x00\x0d\x00\x00\x00\x09_sync\x00{}\x00")
 	for _, v := range []string{"6.0.4", "6.6.5", "7.0.5"} {
 		c := replicas(t, simcluster.Config{Version: v})
-		l := openLane(t, open(t, c, nil))
+		l := sinktest.Lane(t, open(t, c, nil))
 		var batch []pump.Item
 		for key, dt := range map[string]uint8{"json": 1, "packed": 2, "xattr": 4, "plain": 0} {
 			it := item(key, 4, 44)
@@ -394,7 +355,7 @@ func TestDatatypes(t *testing.T) {
 			}
 			batch = append(batch, it)
 		}
-		b := write(t, l, batch...)
+		b := sinktest.Write(t, l, batch...)
 		have := held(c)
 		for i, it := range batch {
 			h := have[string(it.Key)]
@@ -408,8 +369,8 @@ func TestDatatypes(t *testing.T) {
 	it.Value, it.Datatype = snappy.Encode(nil, []byte("text")), 2
 	odd, x4 := item("odd", 4, 44), item("x", 4, 44)
 	odd.Datatype, x4.Datatype, x4.Value = 0x40, 4, x
-	b := write(t, openLane(t, open(t, c, nil)), it, odd, x4)
-	verdicts(t, b, pump.Done, pump.Rejected, pump.Rejected)
+	b := sinktest.Write(t, sinktest.Lane(t, open(t, c, nil)), it, odd, x4)
+	sinktest.Verdicts(t, b, pump.Done, pump.Rejected, pump.Rejected)
 	if pump.CodeOf(b.Cause(1)) != "item-datatype" || pump.CodeOf(b.Cause(2)) != "item-xattr" {
 		t.Errorf("causes: %v, %v", b.Cause(1), b.Cause(2))
 	}
@@ -421,14 +382,14 @@ func TestDatatypes(t *testing.T) {
 // TestLarge: more than a node's window goes through in one write.
 func TestLarge(t *testing.T) {
 	c := replicas(t, simcluster.Config{Version: "7.0.5", Nodes: 1, VBuckets: 4})
-	l := openLane(t, open(t, c, nil))
+	l := sinktest.Lane(t, open(t, c, nil))
 	var batch []pump.Item
 	for i := range 40 {
 		it := item(fmt.Sprint("k", i), 1, 5)
 		it.Value = make([]byte, 1<<20)
 		batch = append(batch, it)
 	}
-	b := write(t, l, batch...)
+	b := sinktest.Write(t, l, batch...)
 	for i := range b.Items {
 		if b.Verdict(i) != pump.Done {
 			t.Fatalf("item %d is %s (%v)", i, b.Verdict(i), b.Cause(i))
@@ -550,8 +511,8 @@ func count(c *simcluster.Cluster) (n int) {
 func TestWithoutAllSeqnos(t *testing.T) {
 	c := replicas(t, simcluster.Config{Version: "3.0.1", Nodes: 1, VBuckets: 4})
 	c.Nodes()[0].Inject(simcluster.Fault{Op: mcbp.OpGetAllVBSeqnos, VBucket: -1, Status: mcbp.StatusUnknown})
-	b := write(t, openLane(t, open(t, c, nil)), item("a", 1, 1), item("b", 1, 2), item("c", 1, 3))
-	verdicts(t, b, pump.Done, pump.Done, pump.Done)
+	b := sinktest.Write(t, sinktest.Lane(t, open(t, c, nil)), item("a", 1, 1), item("b", 1, 2), item("c", 1, 3))
+	sinktest.Verdicts(t, b, pump.Done, pump.Done, pump.Done)
 	if len(held(c)) != 3 {
 		t.Errorf("holds %v", held(c))
 	}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"testing"
 
+	"github.com/cbpump/cbpump/internal/sinktest"
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/simcluster"
@@ -30,7 +31,7 @@ func BenchmarkSink(b *testing.B) {
 	for _, size := range []int{16, 256, 4096, 16384, 65536} {
 		b.Run(fmt.Sprint(size), func(b *testing.B) {
 			srv := startMemcached(b, "-m", "256")
-			l := openLane(b, openSink(b, srv.addr, Options{}))
+			l := sinktest.Lane(b, openSink(b, srv.addr, Options{}))
 			batch := benchBatch(size)
 			b.SetBytes(int64(batch.Len() * (size + 10)))
 			b.ReportAllocs()
@@ -83,8 +84,8 @@ func BenchmarkRaw(b *testing.B) {
 // BenchmarkCBSink writes with metadata into a simulated cluster; the second and
 // later rounds are refused by conflict resolution unless it is off.
 func BenchmarkCBSink(b *testing.B) {
-	c := startCluster(b, simcluster.Config{Nodes: 1})
-	l := openLane(b, openCB(b, c, func(cfg *CBConfig) { cfg.Options.ConflictResolution = false }))
+	c := sinktest.Cluster(b, simcluster.Config{Nodes: 1})
+	l := sinktest.Lane(b, openCB(b, c, func(cfg *CBConfig) { cfg.Options.ConflictResolution = false }))
 	batch := benchBatch(256)
 	batch.Items = batch.Items[:8192]
 	for i := range batch.Items {

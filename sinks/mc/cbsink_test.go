@@ -12,6 +12,7 @@ import (
 
 	"github.com/couchbase/gomemcached/client"
 
+	"github.com/cbpump/cbpump/internal/sinktest"
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/pump/pumptest"
@@ -19,16 +20,6 @@ import (
 )
 
 var versions = []string{"2.5.1", "3.0.3", "4.0", "4.6", "6.0.4", "6.6.5", "7.0.5", "7.6"}
-
-func startCluster(tb testing.TB, cfg simcluster.Config) *simcluster.Cluster {
-	tb.Helper()
-	c, err := simcluster.Start(cfg)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { c.Close() })
-	return c
-}
 
 func openCB(tb testing.TB, c *simcluster.Cluster, change func(*CBConfig)) *CBSink {
 	tb.Helper()
@@ -73,7 +64,7 @@ func TestCBSinkConformance(t *testing.T) {
 			var c *simcluster.Cluster
 			pumptest.TestSink(t, pumptest.SinkSuite{
 				New: func(t *testing.T) pump.Sink {
-					c = startCluster(t, simcluster.Config{Version: v, Nodes: 3})
+					c = sinktest.Cluster(t, simcluster.Config{Version: v, Nodes: 3})
 					return openCB(t, c, nil)
 				},
 				Read:    func(*testing.T) map[string]pump.Item { return held(c.Bucket("default")) },
@@ -88,17 +79,17 @@ func TestCBSinkConformance(t *testing.T) {
 func TestCBSinkAgain(t *testing.T) {
 	for _, v := range versions {
 		t.Run(v, func(t *testing.T) {
-			c := startCluster(t, simcluster.Config{Version: v})
-			l := openLane(t, openCB(t, c, nil))
+			c := sinktest.Cluster(t, simcluster.Config{Version: v})
+			l := sinktest.Lane(t, openCB(t, c, nil))
 			batch := func() []pump.Item {
 				it := meta("flags", "v", 3, 1<<40)
 				it.Flags, it.Expiry = 0xdeadbeef, uint32(time.Now().Unix())+9999
 				return []pump.Item{it, meta("a", "v", 1, 1<<40), deletion("gone", 4, 1<<41), deletion("never", 1, 1<<41)}
 			}
-			verdicts(t, write(t, l, batch()...), pump.Done, pump.Done, pump.Done, pump.Done)
-			verdicts(t, write(t, l, batch()...), pump.Done, pump.Done, pump.Done, pump.Done)
-			b := write(t, l, meta("a", "older", 1, 1<<39), meta("a", "newer", 2, 1<<39), deletion("a", 1, 5), deletion("flags", 4, 5))
-			verdicts(t, b, pump.Skipped, pump.Done, pump.Skipped, pump.Done)
+			sinktest.Verdicts(t, sinktest.Write(t, l, batch()...), pump.Done, pump.Done, pump.Done, pump.Done)
+			sinktest.Verdicts(t, sinktest.Write(t, l, batch()...), pump.Done, pump.Done, pump.Done, pump.Done)
+			b := sinktest.Write(t, l, meta("a", "older", 1, 1<<39), meta("a", "newer", 2, 1<<39), deletion("a", 1, 5), deletion("flags", 4, 5))
+			sinktest.Verdicts(t, b, pump.Skipped, pump.Done, pump.Skipped, pump.Done)
 			if pump.CodeOf(b.Cause(0)) != "newer" {
 				t.Errorf("cause: %v", b.Cause(0))
 			}
@@ -112,17 +103,17 @@ func TestCBSinkAgain(t *testing.T) {
 
 // TestCBSinkForce: without conflict resolution the source's item always wins.
 func TestCBSinkForce(t *testing.T) {
-	c := startCluster(t, simcluster.Config{Version: "4.0"})
-	l := openLane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Options.ConflictResolution = false }))
-	verdicts(t, write(t, l, meta("a", "new", 9, 1<<40), meta("a", "old", 2, 1<<39)), pump.Done, pump.Done)
+	c := sinktest.Cluster(t, simcluster.Config{Version: "4.0"})
+	l := sinktest.Lane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Options.ConflictResolution = false }))
+	sinktest.Verdicts(t, sinktest.Write(t, l, meta("a", "new", 9, 1<<40), meta("a", "old", 2, 1<<39)), pump.Done, pump.Done)
 	if d, _ := c.Bucket("default").Get([]byte("a")); string(d.Value) != "old" || d.Rev != 2 {
 		t.Errorf("holds %+v", d)
 	}
 	for _, n := range c.Nodes() {
 		n.Inject(simcluster.Fault{Op: mcbp.OpSetQWithMeta, VBucket: -1, Status: mcbp.StatusExists})
 	}
-	b := write(t, l, meta("a", "v", 1, 1))
-	verdicts(t, b, pump.Rejected)
+	b := sinktest.Write(t, l, meta("a", "v", 1, 1))
+	sinktest.Verdicts(t, b, pump.Rejected)
 	if pump.CodeOf(b.Cause(0)) != "item-cas" {
 		t.Errorf("cause: %v", b.Cause(0))
 	}
@@ -133,7 +124,7 @@ func TestCBSinkForce(t *testing.T) {
 func TestCBSinkWithoutCAS(t *testing.T) {
 	for _, v := range versions {
 		t.Run(v, func(t *testing.T) {
-			c := startCluster(t, simcluster.Config{Version: v})
+			c := sinktest.Cluster(t, simcluster.Config{Version: v})
 			b := c.Bucket("default")
 			for _, d := range []simcluster.Doc{
 				{Key: []byte("older"), Value: []byte("dst"), Rev: 2, CAS: 77},
@@ -145,10 +136,10 @@ func TestCBSinkWithoutCAS(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			l := openLane(t, openCB(t, c, nil))
-			got := write(t, l, meta("older", "src", 5, 0), meta("newer", "src", 5, 0), meta("dead", "src", 5, 0),
+			l := sinktest.Lane(t, openCB(t, c, nil))
+			got := sinktest.Write(t, l, meta("older", "src", 5, 0), meta("newer", "src", 5, 0), meta("dead", "src", 5, 0),
 				meta("absent", "src", 5, 0), deletion("doomed", 5, 0), deletion("nowhere", 5, 0), meta("newer", "src2", 6, 0))
-			verdicts(t, got, pump.Done, pump.Skipped, pump.Done, pump.Done, pump.Done, pump.Done, pump.Skipped)
+			sinktest.Verdicts(t, got, pump.Done, pump.Skipped, pump.Done, pump.Done, pump.Done, pump.Done, pump.Skipped)
 			h := held(b)
 			for key, want := range map[string]string{"older": "src", "newer": "dst", "dead": "src", "absent": "src"} {
 				if string(h[key].Value) != want {
@@ -159,7 +150,7 @@ func TestCBSinkWithoutCAS(t *testing.T) {
 				t.Errorf("the destination holds %d keys", len(h))
 			}
 			// Neither CAS nor revision: plain items.
-			verdicts(t, write(t, l, item("plain", "1"), item("plain", "2"), deletion("absent", 0, 0)), pump.Done, pump.Done, pump.Done)
+			sinktest.Verdicts(t, sinktest.Write(t, l, item("plain", "1"), item("plain", "2"), deletion("absent", 0, 0)), pump.Done, pump.Done, pump.Done)
 			if d, ok := b.Get([]byte("plain")); !ok || string(d.Value) != "2" || d.CAS == 0 {
 				t.Errorf("plain: %+v", d)
 			}
@@ -170,24 +161,24 @@ func TestCBSinkWithoutCAS(t *testing.T) {
 // TestCBSinkOrder: an item without CAS that must be written in a second round
 // does not overtake later states of its key.
 func TestCBSinkOrder(t *testing.T) {
-	c := startCluster(t, simcluster.Config{Version: "4.0"})
-	l := openLane(t, openCB(t, c, nil))
-	verdicts(t, write(t, l, meta("k", "first", 9, 0), item("k", "second")), pump.Done, pump.Done)
+	c := sinktest.Cluster(t, simcluster.Config{Version: "4.0"})
+	l := sinktest.Lane(t, openCB(t, c, nil))
+	sinktest.Verdicts(t, sinktest.Write(t, l, meta("k", "first", 9, 0), item("k", "second")), pump.Done, pump.Done)
 	if d, _ := c.Bucket("default").Get([]byte("k")); string(d.Value) != "second" {
 		t.Errorf("the key holds %q", d.Value)
 	}
-	verdicts(t, write(t, l, meta("m", "first", 9, 0), meta("m", "second", 9, 0)), pump.Done, pump.Done)
+	sinktest.Verdicts(t, sinktest.Write(t, l, meta("m", "first", 9, 0), meta("m", "second", 9, 0)), pump.Done, pump.Done)
 	if d, _ := c.Bucket("default").Get([]byte("m")); string(d.Value) != "second" {
 		t.Errorf("the key holds %q", d.Value)
 	}
 }
 
 func TestCBSinkAdd(t *testing.T) {
-	c := startCluster(t, simcluster.Config{Version: "4.0"})
-	l := openLane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Options.Operation = "add" }))
-	verdicts(t, write(t, l, meta("k", "1", 1, 5), item("p", "1"), meta("z", "1", 1, 0)), pump.Done, pump.Done, pump.Done)
-	b := write(t, l, meta("k", "2", 9, 9), item("p", "2"), meta("z", "2", 9, 0), deletion("k", 99, 99))
-	verdicts(t, b, pump.Skipped, pump.Skipped, pump.Skipped, pump.Skipped)
+	c := sinktest.Cluster(t, simcluster.Config{Version: "4.0"})
+	l := sinktest.Lane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Options.Operation = "add" }))
+	sinktest.Verdicts(t, sinktest.Write(t, l, meta("k", "1", 1, 5), item("p", "1"), meta("z", "1", 1, 0)), pump.Done, pump.Done, pump.Done)
+	b := sinktest.Write(t, l, meta("k", "2", 9, 9), item("p", "2"), meta("z", "2", 9, 0), deletion("k", 99, 99))
+	sinktest.Verdicts(t, b, pump.Skipped, pump.Skipped, pump.Skipped, pump.Skipped)
 	for key, it := range held(c.Bucket("default")) {
 		if string(it.Value) != "1" {
 			t.Errorf("%s was overwritten", key)
@@ -196,25 +187,25 @@ func TestCBSinkAdd(t *testing.T) {
 }
 
 func TestCBSinkPlain(t *testing.T) {
-	c := startCluster(t, simcluster.Config{})
+	c := sinktest.Cluster(t, simcluster.Config{})
 	for _, n := range c.Nodes() {
 		n.Inject(simcluster.Fault{Ops: []mcbp.Opcode{mcbp.OpSetQWithMeta, mcbp.OpDeleteQWithMeta}, VBucket: -1, Status: mcbp.StatusUnknown})
 	}
-	l := openLane(t, openCB(t, c, nil))
-	b := batchOf(meta("k", "v", 1, 5))
+	l := sinktest.Lane(t, openCB(t, c, nil))
+	b := sinktest.Batch(meta("k", "v", 1, 5))
 	err := l.Write(context.Background(), b)
 	if pump.CodeOf(err) != "no-with-meta" || !strings.Contains(pump.HintOf(err), "with-meta=false") || b.Verdict(0) != pump.Unconfirmed {
 		t.Errorf("got %v", err)
 	}
-	l = openLane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Options.WithMeta = false }))
-	verdicts(t, write(t, l, meta("k", "v", 1, 5), meta("x", "v", 1, 5), deletion("x", 2, 6)), pump.Done, pump.Done, pump.Done)
+	l = sinktest.Lane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Options.WithMeta = false }))
+	sinktest.Verdicts(t, sinktest.Write(t, l, meta("k", "v", 1, 5), meta("x", "v", 1, 5), deletion("x", 2, 6)), pump.Done, pump.Done, pump.Done)
 	if h := held(c.Bucket("default")); len(h) != 1 || string(h["k"].Value) != "v" || h["k"].CAS == 5 {
 		t.Errorf("holds %v", h)
 	}
 }
 
 func TestCBSinkStates(t *testing.T) {
-	c := startCluster(t, simcluster.Config{})
+	c := sinktest.Cluster(t, simcluster.Config{})
 	key := "k"
 	vb := c.Bucket("default").VBucketOf([]byte(key))
 	var owner *simcluster.Node
@@ -228,13 +219,13 @@ func TestCBSinkStates(t *testing.T) {
 		t.Fatalf("check: %v", err)
 	}
 	for _, state := range []mcbp.VBState{mcbp.VBPending, mcbp.VBReplica, mcbp.VBDead, mcbp.VBAbsent} {
-		l := openLane(t, openCB(t, c, nil))
-		verdicts(t, write(t, l, item(key, "before")), pump.Done)
+		l := sinktest.Lane(t, openCB(t, c, nil))
+		sinktest.Verdicts(t, sinktest.Write(t, l, item(key, "before")), pump.Done)
 		owner.SetVBucket("default", vb, state)
 		// On a new connection the state is known before anything is sent: a pending
 		// vbucket would park it.
-		fresh := openLane(t, openCB(t, c, nil))
-		b := write(t, fresh, meta(key, "v", 9, 9), item("other", "v"))
+		fresh := sinktest.Lane(t, openCB(t, c, nil))
+		b := sinktest.Write(t, fresh, meta(key, "v", 9, 9), item("other", "v"))
 		if b.Verdict(0) != pump.Retry || pump.CodeOf(b.Cause(0)) != "vbucket-state" || !strings.Contains(b.Cause(0).Error(), state.String()) {
 			t.Errorf("%s: %s, %v", state, b.Verdict(0), b.Cause(0))
 		}
@@ -251,7 +242,7 @@ func TestCBSinkStates(t *testing.T) {
 		}
 		other.Close()
 		owner.SetVBucket("default", vb, mcbp.VBActive)
-		verdicts(t, write(t, fresh, item(key, "v")), pump.Done)
+		sinktest.Verdicts(t, sinktest.Write(t, fresh, item(key, "v")), pump.Done)
 	}
 	s.Close()
 }
@@ -260,7 +251,7 @@ func TestCBSinkStates(t *testing.T) {
 // into them while they are replica or pending.
 func TestCBSinkOwners(t *testing.T) {
 	for _, v := range versions {
-		c := startCluster(t, simcluster.Config{Version: v, Nodes: 3, Buckets: []simcluster.BucketConfig{{Name: "default"}}})
+		c := sinktest.Cluster(t, simcluster.Config{Version: v, Nodes: 3, Buckets: []simcluster.BucketConfig{{Name: "default"}}})
 		if err := c.Failover(c.Nodes()[2]); err != nil {
 			t.Fatal(err)
 		}
@@ -282,12 +273,12 @@ func TestCBSinkOwners(t *testing.T) {
 				t.Errorf("%s: check says %v", state, err)
 			}
 			cas := uint64(100 - i) // each older than what is there
-			verdicts(t, write(t, openLane(t, s), meta(key, "v", cas, cas)), pump.Done)
+			sinktest.Verdicts(t, sinktest.Write(t, sinktest.Lane(t, s), meta(key, "v", cas, cas)), pump.Done)
 			if d, ok := n.Doc("default", vb, []byte(key)); !ok || d.CAS != cas {
 				t.Errorf("%s: holds %+v", state, d)
 			}
 			// A plain request would be refused or, if pending, parked for ever.
-			if b := write(t, openLane(t, s), item(key, "plain")); b.Verdict(0) == pump.Retry || b.Verdict(0) == pump.Skipped {
+			if b := sinktest.Write(t, sinktest.Lane(t, s), item(key, "plain")); b.Verdict(0) == pump.Retry || b.Verdict(0) == pump.Skipped {
 				t.Errorf("%s: plain is %s: %v", state, b.Verdict(0), b.Cause(0))
 			}
 		}
@@ -307,9 +298,9 @@ func TestCBSinkFailover(t *testing.T) {
 // no more; its items go to where the replicas were.
 func TestCBSinkFailedOverAlive(t *testing.T) {
 	for _, v := range []string{"2.5.1", "4.0", "6.6.5", "7.0.5"} {
-		c := startCluster(t, simcluster.Config{Version: v, Nodes: 3})
-		l := openLane(t, openCB(t, c, nil))
-		if n := count(write(t, l, items("k", 100, 20)...), pump.Done); n != 100 {
+		c := sinktest.Cluster(t, simcluster.Config{Version: v, Nodes: 3})
+		l := sinktest.Lane(t, openCB(t, c, nil))
+		if n := count(sinktest.Write(t, l, items("k", 100, 20)...), pump.Done); n != 100 {
 			t.Fatalf("%s: %d done", v, n)
 		}
 		if err := c.Failover(c.Nodes()[1]); err != nil {
@@ -317,7 +308,7 @@ func TestCBSinkFailedOverAlive(t *testing.T) {
 		}
 		done := 0
 		for range 3 {
-			done = count(write(t, l, items("k", 100, 20)...), pump.Done)
+			done = count(sinktest.Write(t, l, items("k", 100, 20)...), pump.Done)
 		}
 		if done != 100 {
 			t.Errorf("%s: %d done after the failover", v, done)
@@ -326,8 +317,8 @@ func TestCBSinkFailedOverAlive(t *testing.T) {
 }
 
 func failover(t *testing.T, version string, which int) {
-	c := startCluster(t, simcluster.Config{Version: version, Nodes: 3})
-	l := openLane(t, openCB(t, c, nil))
+	c := sinktest.Cluster(t, simcluster.Config{Version: version, Nodes: 3})
+	l := sinktest.Lane(t, openCB(t, c, nil))
 	all := func(rev uint64) []pump.Item {
 		batch := items("k", 200, 20)
 		for i := range batch {
@@ -335,7 +326,7 @@ func failover(t *testing.T, version string, which int) {
 		}
 		return batch
 	}
-	if n := count(write(t, l, all(1)...), pump.Done); n != 200 {
+	if n := count(sinktest.Write(t, l, all(1)...), pump.Done); n != 200 {
 		t.Fatalf("%d done", n)
 	}
 	victim := c.Nodes()[which]
@@ -343,7 +334,7 @@ func failover(t *testing.T, version string, which int) {
 	if err := c.Failover(victim); err != nil {
 		t.Fatal(err)
 	}
-	b := write(t, l, all(2)...)
+	b := sinktest.Write(t, l, all(2)...)
 	if n := count(b, pump.Retry); n == 0 || n == 200 || n+count(b, pump.Done) != 200 {
 		t.Fatalf("%d to retry, %d done", n, count(b, pump.Done))
 	}
@@ -352,7 +343,7 @@ func failover(t *testing.T, version string, which int) {
 			t.Fatalf("cause: %v", b.Cause(i))
 		}
 	}
-	if n := count(write(t, l, all(2)...), pump.Done); n != 200 {
+	if n := count(sinktest.Write(t, l, all(2)...), pump.Done); n != 200 {
 		t.Errorf("%d done after the failover", n)
 	}
 	for key, it := range held(c.Bucket("default")) {
@@ -363,7 +354,7 @@ func failover(t *testing.T, version string, which int) {
 }
 
 func TestCBSinkMissing(t *testing.T) {
-	c := startCluster(t, simcluster.Config{Buckets: []simcluster.BucketConfig{{Name: "default"}}})
+	c := sinktest.Cluster(t, simcluster.Config{Buckets: []simcluster.BucketConfig{{Name: "default"}}})
 	if err := c.Failover(c.Nodes()[1]); err != nil {
 		t.Fatal(err)
 	}
@@ -372,11 +363,11 @@ func TestCBSinkMissing(t *testing.T) {
 	if err := s.Check(t.Context()); pump.CodeOf(err) != "no-owner" || !strings.Contains(pump.HintOf(err), "cbrecovery") {
 		t.Errorf("check: %v", err)
 	}
-	l := openLane(t, s)
+	l := sinktest.Lane(t, s)
 	for i := range 1000 {
 		key := fmt.Sprint("k", i)
 		if vb := c.Bucket("default").VBucketOf([]byte(key)); vb == missing[0] {
-			err := l.Write(context.Background(), batchOf(item(key, "v")))
+			err := l.Write(context.Background(), sinktest.Batch(item(key, "v")))
 			if pump.CodeOf(err) != "no-owner" || !strings.Contains(err.Error(), fmt.Sprintf("vbucket %d", vb)) {
 				t.Errorf("write: %v", err)
 			}
@@ -402,8 +393,8 @@ func TestCBSinkFaults(t *testing.T) {
 		"fence cut": {simcluster.Fault{Op: mcbp.OpNoop, Action: simcluster.CutMidFrame}, pump.ClassUnreachable, "destination-lost"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c := startCluster(t, simcluster.Config{Nodes: 1})
-			l := openLane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Options.Timeout = 300 * time.Millisecond }))
+			c := sinktest.Cluster(t, simcluster.Config{Nodes: 1})
+			l := sinktest.Lane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Options.Timeout = 300 * time.Millisecond }))
 			f := tc.fault
 			f.VBucket, f.Times = -1, 1
 			if f.Op == 0 {
@@ -414,7 +405,7 @@ func TestCBSinkFaults(t *testing.T) {
 			for i := range batch {
 				batch[i] = meta(fmt.Sprint("k", i), "v", 1, 1<<40)
 			}
-			b := write(t, l, batch...)
+			b := sinktest.Write(t, l, batch...)
 			if n := count(b, pump.Retry); n == 0 || n+count(b, pump.Done) != 20 || f.Action == 0 && n != 1 {
 				t.Fatalf("%d to retry, %d done", n, count(b, pump.Done))
 			}
@@ -425,7 +416,7 @@ func TestCBSinkFaults(t *testing.T) {
 					}
 				}
 			}
-			if n := count(write(t, l, batch...), pump.Done); n != 20 {
+			if n := count(sinktest.Write(t, l, batch...), pump.Done); n != 20 {
 				t.Errorf("%d done in the second write", n)
 			}
 			if h := held(c.Bucket("default")); len(h) != 20 {
@@ -436,7 +427,7 @@ func TestCBSinkFaults(t *testing.T) {
 }
 
 func TestCBSinkThroughTheEngine(t *testing.T) {
-	c := startCluster(t, simcluster.Config{Nodes: 3, Version: "3.0.3"})
+	c := sinktest.Cluster(t, simcluster.Config{Nodes: 3, Version: "3.0.3"})
 	for _, n := range c.Nodes() {
 		n.Inject(simcluster.Fault{Op: mcbp.OpSetQWithMeta, VBucket: -1, After: 100, Times: 50, Status: mcbp.StatusTmpFail})
 		n.Inject(simcluster.Fault{Op: mcbp.OpSetQWithMeta, VBucket: -1, After: 1000, Times: 2, Action: simcluster.Close})
@@ -459,7 +450,7 @@ func TestCBSinkThroughTheEngine(t *testing.T) {
 }
 
 func TestCBSinkUsage(t *testing.T) {
-	c := startCluster(t, simcluster.Config{VBuckets: 16, Buckets: []simcluster.BucketConfig{
+	c := sinktest.Cluster(t, simcluster.Config{VBuckets: 16, Buckets: []simcluster.BucketConfig{
 		{Name: "default"}, {Name: "mc", Type: "memcached"}, {Name: "locked", Password: "secret-word"}}})
 	if _, err := openCB(t, c, func(cfg *CBConfig) { cfg.Bucket = "mc" }).Lanes(t.Context(), 1); pump.ClassOf(err) != pump.ClassUsage || !strings.Contains(pump.HintOf(err), "memcached://") {
 		t.Errorf("memcached bucket: %v", err)
@@ -481,24 +472,24 @@ func TestCBSinkUsage(t *testing.T) {
 		t.Errorf("refused login: %v", err)
 	}
 
-	l := openLane(t, openCB(t, c, nil))
+	l := sinktest.Lane(t, openCB(t, c, nil))
 	wrong := item("k", "v")
 	wrong.VBucket = (c.Bucket("default").VBucketOf([]byte("k")) + 1) % 16
-	err := l.Write(context.Background(), batchOf(wrong))
+	err := l.Write(context.Background(), sinktest.Batch(wrong))
 	if pump.CodeOf(err) != "vbucket-mismatch" || pump.ClassOf(err) != pump.ClassUsage || !strings.Contains(pump.HintOf(err), "rehash") {
 		t.Errorf("an item of another vbucket: %v", err)
 	}
-	re := openLane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Options.Rehash = true }))
-	verdicts(t, write(t, re, wrong), pump.Done)
+	re := sinktest.Lane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Options.Rehash = true }))
+	sinktest.Verdicts(t, sinktest.Write(t, re, wrong), pump.Done)
 	packed := item("packed", "x")
 	packed.Datatype = mcbp.DatatypeSnappy
-	verdicts(t, write(t, l, packed, item("", ""), item(strings.Repeat("k", 251), "")), pump.Rejected, pump.Rejected, pump.Rejected)
+	sinktest.Verdicts(t, sinktest.Write(t, l, packed, item("", ""), item(strings.Repeat("k", 251), "")), pump.Rejected, pump.Rejected, pump.Rejected)
 }
 
 func TestCBSinkCancelled(t *testing.T) {
-	c := startCluster(t, simcluster.Config{Nodes: 1})
+	c := sinktest.Cluster(t, simcluster.Config{Nodes: 1})
 	c.Nodes()[0].Inject(simcluster.Fault{Op: mcbp.OpNoop, VBucket: -1, Action: simcluster.Stall})
-	l := openLane(t, openCB(t, c, nil))
+	l := sinktest.Lane(t, openCB(t, c, nil))
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() {
 		for c.Nodes()[0].Writes() == 0 { // the write has arrived
@@ -509,7 +500,7 @@ func TestCBSinkCancelled(t *testing.T) {
 		}
 		cancel()
 	}()
-	b := batchOf(meta("k", "v", 1, 1))
+	b := sinktest.Batch(meta("k", "v", 1, 1))
 	if err := l.Write(ctx, b); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
@@ -520,7 +511,7 @@ func TestCBSinkCancelled(t *testing.T) {
 }
 
 func TestCBSinkLanes(t *testing.T) {
-	c := startCluster(t, simcluster.Config{Nodes: 3})
+	c := sinktest.Cluster(t, simcluster.Config{Nodes: 3})
 	for _, want := range []int{0, 1, 2, 3, 5, 8, 64, 1000} {
 		s := openCB(t, c, nil)
 		lanes, err := s.Lanes(t.Context(), want)
@@ -552,11 +543,11 @@ func TestCBSinkLanes(t *testing.T) {
 
 // TestCBSinkReadBack reads what was written with somebody else's client.
 func TestCBSinkReadBack(t *testing.T) {
-	c := startCluster(t, simcluster.Config{Nodes: 1, VBuckets: 4})
-	l := openLane(t, openCB(t, c, nil))
+	c := sinktest.Cluster(t, simcluster.Config{Nodes: 1, VBuckets: 4})
+	l := sinktest.Lane(t, openCB(t, c, nil))
 	it := meta("key", "value", 3, 1234567)
 	it.Flags = 0xcafe
-	verdicts(t, write(t, l, it), pump.Done)
+	sinktest.Verdicts(t, sinktest.Write(t, l, it), pump.Done)
 	client, err := memcached.Connect("tcp", c.Nodes()[0].KV())
 	if err != nil {
 		t.Fatal(err)

@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cbpump/cbpump/internal/sinktest"
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/simcluster"
@@ -28,8 +29,8 @@ func TestDeadNode(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			const docs = 3000
-			from := startCluster(t, simcluster.Config{Version: c.version, Nodes: 2, VBuckets: 64})
-			to := startCluster(t, simcluster.Config{Version: c.version, Nodes: 3, VBuckets: 64})
+			from := sinktest.Cluster(t, simcluster.Config{Version: c.version, Nodes: 2, VBuckets: 64})
+			to := sinktest.Cluster(t, simcluster.Config{Version: c.version, Nodes: 3, VBuckets: 64})
 			for i := range docs {
 				if err := from.Bucket("default").Store(simcluster.Doc{Key: fmt.Appendf(nil, "doc-%d", i), Value: make([]byte, 1000), CAS: 1 << 40, Rev: 3}); err != nil {
 					t.Fatal(err)

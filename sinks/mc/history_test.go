@@ -4,6 +4,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cbpump/cbpump/internal/sinktest"
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/simcluster"
 )
@@ -14,7 +15,7 @@ import (
 func TestNewHistory(t *testing.T) {
 	for version, tells := range map[string]bool{"2.5.1": false, "3.0.3": true, "4.6": true, "6.6.5": true, "7.6": true} {
 		t.Run(version, func(t *testing.T) {
-			c := startCluster(t, simcluster.Config{Version: version, Nodes: 3, VBuckets: 16, Buckets: []simcluster.BucketConfig{{Name: "default", Replicas: 1}}})
+			c := sinktest.Cluster(t, simcluster.Config{Version: version, Nodes: 3, VBuckets: 16, Buckets: []simcluster.BucketConfig{{Name: "default", Replicas: 1}}})
 			sink := openCB(t, c, nil)
 			defer sink.Close()
 			lanes, err := sink.Lanes(t.Context(), 1)
@@ -24,7 +25,7 @@ func TestNewHistory(t *testing.T) {
 			defer lanes[0].Close()
 			it := meta("a", "v", 1, 7)
 			sink.Route(&it)
-			verdicts(t, write(t, lanes[0], it), pump.Done)
+			sinktest.Verdicts(t, sinktest.Write(t, lanes[0], it), pump.Done)
 			first, err := sink.Life(t.Context())
 			if err != nil || (first != "") != tells {
 				t.Fatalf("life %q, %v", first, err)
@@ -63,7 +64,7 @@ func TestNewHistory(t *testing.T) {
 // TestHistoryCannotBeAsked: a destination that is gone after the last item has
 // confirmed it, but nobody knows whether it still holds it.
 func TestHistoryCannotBeAsked(t *testing.T) {
-	c := startCluster(t, simcluster.Config{Version: "7.6", Nodes: 1, VBuckets: 16})
+	c := sinktest.Cluster(t, simcluster.Config{Version: "7.6", Nodes: 1, VBuckets: 16})
 	sink := openCB(t, c, nil)
 	defer sink.Close()
 	lanes, err := sink.Lanes(t.Context(), 1)

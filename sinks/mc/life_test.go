@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/cbpump/cbpump/internal/realmc"
+	"github.com/cbpump/cbpump/internal/sinktest"
 	"github.com/cbpump/cbpump/pump"
 )
 
@@ -24,13 +25,13 @@ func TestNewLifeEndsTheRun(t *testing.T) {
 	if again, err := sink.Life(t.Context()); again != first || err != nil {
 		t.Fatalf("the same life is %q, then %q (%v)", first, again, err)
 	}
-	lane := openLane(t, sink)
-	verdicts(t, write(t, lane, item("a", "1")), pump.Done)
+	lane := sinktest.Lane(t, sink)
+	sinktest.Verdicts(t, sinktest.Write(t, lane, item("a", "1")), pump.Done)
 	if err := srv.Restart(); err != nil {
 		t.Fatal(err)
 	}
-	verdicts(t, write(t, lane, item("b", "2")), pump.Retry) // the connection is gone
-	b := batchOf(item("b", "2"))
+	sinktest.Verdicts(t, sinktest.Write(t, lane, item("b", "2")), pump.Retry) // the connection is gone
+	b := sinktest.Batch(item("b", "2"))
 	err = lane.Write(context.Background(), b)
 	if pump.CodeOf(err) != "destination-restarted" || pump.IsRetryable(err) || b.Verdict(0) != pump.Unconfirmed {
 		t.Fatalf("%v, the item is %s", err, b.Verdict(0))
@@ -47,7 +48,7 @@ func TestNewLifeAfterTheLastWrite(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	verdicts(t, write(t, openLane(t, sink), item("a", "1")), pump.Done)
+	sinktest.Verdicts(t, sinktest.Write(t, sinktest.Lane(t, sink), item("a", "1")), pump.Done)
 	if err := srv.Restart(); err != nil {
 		t.Fatal(err)
 	}

@@ -2,85 +2,38 @@ package mc
 
 import (
 	"bufio"
-	"context"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"net"
 	"net/url"
-	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/couchbase/gomemcached"
 	"github.com/couchbase/gomemcached/client"
 	"go.uber.org/goleak"
 
+	"github.com/cbpump/cbpump/internal/realmc"
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// server is a real memcached that this test started.
+// server is a real memcached.
 type server struct {
+	*realmc.Server
 	addr string
-	cmd  *exec.Cmd
 }
 
 func startMemcached(tb testing.TB, args ...string) *server {
 	tb.Helper()
-	for range 20 {
-		probe, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			tb.Fatal(err)
-		}
-		addr := probe.Addr().String()
-		probe.Close()
-		_, port, _ := net.SplitHostPort(addr)
-		base := []string{"-l", "127.0.0.1", "-p", port, "-U", "0"}
-		if os.Getuid() == 0 {
-			base = append(base, "-u", "root")
-		}
-		cmd := exec.Command("/usr/bin/memcached", append(base, args...)...)
-		cmd.Stderr = io.Discard
-		if err := cmd.Start(); err != nil {
-			tb.Fatal(err)
-		}
-		exited := make(chan struct{})
-		go func() { _ = cmd.Wait(); close(exited) }()
-		s := &server{addr: addr, cmd: cmd}
-		tb.Cleanup(func() { s.kill(); <-exited })
-		if s.ready(exited) {
-			return s
-		}
-	}
-	tb.Fatal("memcached does not start")
-	return nil
+	s := realmc.Start(tb, args...)
+	return &server{s, s.Addr}
 }
 
-// ready waits until memcached listens, or has exited because the port was taken.
-func (s *server) ready(exited <-chan struct{}) bool {
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		c, err := net.Dial("tcp", s.addr)
-		if err == nil {
-			c.Close()
-			return true
-		}
-		select {
-		case <-exited:
-			return false
-		case <-tick.C:
-		}
-	}
-}
-
-func (s *server) kill() { _ = s.cmd.Process.Kill() }
+func (s *server) kill() { s.Kill() }
 
 func (s *server) client(tb testing.TB) *memcached.Client {
 	tb.Helper()
@@ -127,38 +80,6 @@ func openSink(tb testing.TB, addr string, o Options) *Sink {
 	return s
 }
 
-func openLane(tb testing.TB, s pump.Sink) pump.Lane {
-	tb.Helper()
-	lanes, err := s.Lanes(context.Background(), 1)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() {
-		for _, l := range lanes {
-			l.Close()
-		}
-		s.Close()
-	})
-	return lanes[0]
-}
-
-// write drives a lane as the engine does, for one batch.
-func write(tb testing.TB, l pump.Lane, items ...pump.Item) *pump.Batch {
-	tb.Helper()
-	b := batchOf(items...)
-	if err := l.Write(context.Background(), b); err != nil {
-		tb.Fatalf("write: %v", err)
-	}
-	return b
-}
-
-func batchOf(items ...pump.Item) *pump.Batch {
-	b := pump.NewBatch(0)
-	b.Items = items
-	b.StartWrite()
-	return b
-}
-
 func item(key, value string) pump.Item {
 	return pump.Item{Key: []byte(key), Value: []byte(value), VBucket: pump.NoVBucket}
 }
@@ -170,21 +91,6 @@ func items(prefix string, n, size int) []pump.Item {
 		out[i] = pump.Item{Key: fmt.Appendf(nil, "%s%d", prefix, i), Value: value, Flags: uint32(i), VBucket: pump.NoVBucket}
 	}
 	return out
-}
-
-func verdicts(tb testing.TB, b *pump.Batch, want ...pump.Verdict) {
-	tb.Helper()
-	if b.Len() != len(want) {
-		tb.Fatalf("%d items, %d verdicts expected", b.Len(), len(want))
-	}
-	for i, w := range want {
-		if got := b.Verdict(i); got != w {
-			tb.Errorf("item %d (%q) is %s (%v), want %s", i, b.Items[i].Key, got, b.Cause(i), w)
-		}
-		if w != pump.Done && b.Cause(i) == nil {
-			tb.Errorf("item %d is %s without a cause", i, w)
-		}
-	}
 }
 
 func count(b *pump.Batch, v pump.Verdict) int {

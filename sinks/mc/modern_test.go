@@ -12,6 +12,7 @@ import (
 
 	"github.com/golang/snappy"
 
+	"github.com/cbpump/cbpump/internal/sinktest"
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/simcluster"
@@ -58,11 +59,11 @@ func TestDatatypes(t *testing.T) {
 	}
 	for _, v := range modern {
 		t.Run(v, func(t *testing.T) {
-			c := startCluster(t, simcluster.Config{Version: v})
-			l := openLane(t, openCB(t, c, nil))
+			c := sinktest.Cluster(t, simcluster.Config{Version: v})
+			l := sinktest.Lane(t, openCB(t, c, nil))
 			want := batch()
-			b := write(t, l, batch()...)
-			verdicts(t, b, pump.Done, pump.Done, pump.Done, pump.Done, pump.Done, pump.Done, pump.Done, pump.Done, pump.Rejected)
+			b := sinktest.Write(t, l, batch()...)
+			sinktest.Verdicts(t, b, pump.Done, pump.Done, pump.Done, pump.Done, pump.Done, pump.Done, pump.Done, pump.Done, pump.Rejected)
 			have := docs(c)
 			for _, it := range want[:8] {
 				datatype := it.Datatype
@@ -76,30 +77,30 @@ func TestDatatypes(t *testing.T) {
 			}
 			// Plain requests carry no extended attributes; an item without metadata that
 			// has some gets there all the same.
-			plain := openLane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Options.WithMeta = false }))
-			b = write(t, plain, typed("p", xattrs("x"), mcbp.DatatypeXattr), typed("q", packed, mcbp.DatatypeSnappy))
-			verdicts(t, b, pump.Rejected, pump.Done)
+			plain := sinktest.Lane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Options.WithMeta = false }))
+			b = sinktest.Write(t, plain, typed("p", xattrs("x"), mcbp.DatatypeXattr), typed("q", packed, mcbp.DatatypeSnappy))
+			sinktest.Verdicts(t, b, pump.Rejected, pump.Done)
 			if pump.CodeOf(b.Cause(0)) != "item-xattr" {
 				t.Errorf("cause: %v", b.Cause(0))
 			}
 			bare := typed("bare", xattrs("x"), mcbp.DatatypeXattr)
 			bare.CAS, bare.RevSeqno = 0, 0
-			verdicts(t, write(t, l, bare), pump.Done)
+			sinktest.Verdicts(t, sinktest.Write(t, l, bare), pump.Done)
 			if d := docs(c)["bare"]; d.Datatype != mcbp.DatatypeXattr || d.CAS == 0 || d.Rev != 1 {
 				t.Errorf("bare: %+v", d)
 			}
 		})
 	}
-	c := startCluster(t, simcluster.Config{Version: "4.0"})
-	b := write(t, openLane(t, openCB(t, c, nil)), batch()...)
-	verdicts(t, b, pump.Done, pump.Done, pump.Rejected, pump.Rejected, pump.Done, pump.Done, pump.Done, pump.Done, pump.Rejected)
+	c := sinktest.Cluster(t, simcluster.Config{Version: "4.0"})
+	b := sinktest.Write(t, sinktest.Lane(t, openCB(t, c, nil)), batch()...)
+	sinktest.Verdicts(t, b, pump.Done, pump.Done, pump.Rejected, pump.Rejected, pump.Done, pump.Done, pump.Done, pump.Done, pump.Rejected)
 	if pump.CodeOf(b.Cause(2)) != "item-xattr" || !strings.Contains(pump.HintOf(b.Cause(2)), "xattrs=no") || pump.CodeOf(b.Cause(8)) != "item-datatype" {
 		t.Errorf("causes: %v, %v", b.Cause(2), b.Cause(8))
 	}
 	broken := typed("broken", []byte("\xff\xff\xff\xff\xff"), mcbp.DatatypeSnappy)
 	short := typed("short", packed[:len(packed)-3], mcbp.DatatypeSnappy)
-	b = write(t, openLane(t, openCB(t, c, nil)), append(batch(), broken, short, meta("last", "v", 1, 5))...)
-	verdicts(t, b, pump.Done, pump.Done, pump.Rejected, pump.Rejected, pump.Done, pump.Done, pump.Done, pump.Done, pump.Rejected, pump.Rejected, pump.Rejected, pump.Done)
+	b = sinktest.Write(t, sinktest.Lane(t, openCB(t, c, nil)), append(batch(), broken, short, meta("last", "v", 1, 5))...)
+	sinktest.Verdicts(t, b, pump.Done, pump.Done, pump.Rejected, pump.Rejected, pump.Done, pump.Done, pump.Done, pump.Done, pump.Rejected, pump.Rejected, pump.Rejected, pump.Done)
 	if d := docs(c)["packed"]; !bytes.Equal(d.Value, bytes.Repeat([]byte("value "), 50)) {
 		t.Errorf("unpacked: %+v", d)
 	}
@@ -112,20 +113,20 @@ func TestRegenerate(t *testing.T) {
 		for _, how := range []string{"resolve", "overwrite", "force"} {
 			for _, resolution := range []string{"seqno", "lww"} {
 				t.Run(fmt.Sprint(v, " ", how, " ", resolution), func(t *testing.T) {
-					c := startCluster(t, simcluster.Config{Version: v, Buckets: []simcluster.BucketConfig{{Name: "default", ConflictResolution: resolution}}})
+					c := sinktest.Cluster(t, simcluster.Config{Version: v, Buckets: []simcluster.BucketConfig{{Name: "default", ConflictResolution: resolution}}})
 					for _, d := range []simcluster.Doc{{Key: []byte("newer"), Value: []byte("dst"), Rev: 9, CAS: 1 << 50}, {Key: []byte("older"), Value: []byte("dst"), Rev: 1, CAS: 1 << 50}, {Key: []byte("doomed"), Value: []byte("dst"), Rev: 1, CAS: 1 << 50}} {
 						if err := c.Bucket("default").Store(d); err != nil {
 							t.Fatal(err)
 						}
 					}
-					l := openLane(t, openCB(t, c, func(cfg *CBConfig) {
+					l := sinktest.Lane(t, openCB(t, c, func(cfg *CBConfig) {
 						cfg.Options.ConflictResolution = how == "resolve"
 						cfg.Force = how == "force"
 					}))
 					ones := meta("ones", "src", 4, ^uint64(0))
 					x := meta("xattr", "", 4, 0)
 					x.Value, x.Datatype = xattrs("x"), mcbp.DatatypeXattr
-					b := write(t, l, meta("newer", "src", 4, 0), meta("older", "src", 4, 0), meta("absent", "src", 4, 0), ones, x, deletion("doomed", 4, 0), meta("good", "src", 4, 123))
+					b := sinktest.Write(t, l, meta("newer", "src", 4, 0), meta("older", "src", 4, 0), meta("absent", "src", 4, 0), ones, x, deletion("doomed", 4, 0), meta("good", "src", 4, 123))
 					older := pump.Done
 					newer := pump.Done
 					if how == "resolve" {
@@ -134,7 +135,7 @@ func TestRegenerate(t *testing.T) {
 							older = pump.Skipped // no CAS loses against any
 						}
 					}
-					verdicts(t, b, newer, older, pump.Done, pump.Done, pump.Done, older, pump.Done)
+					sinktest.Verdicts(t, b, newer, older, pump.Done, pump.Done, pump.Done, older, pump.Done)
 					have := docs(c)
 					for key, want := range map[string]pump.Verdict{"newer": newer, "older": older, "absent": pump.Done, "ones": pump.Done} {
 						d := have[key]
@@ -160,7 +161,7 @@ func TestRegenerate(t *testing.T) {
 // TestCollections: items go by the names of scope and collection; the manifest is
 // read again when a node does not know a collection any more.
 func TestCollections(t *testing.T) {
-	c := startCluster(t, simcluster.Config{Version: "7.0.5", Nodes: 2})
+	c := sinktest.Cluster(t, simcluster.Config{Version: "7.0.5", Nodes: 2})
 	bucket := c.Bucket("default")
 	if _, err := bucket.CreateScope("shop"); err != nil {
 		t.Fatal(err)
@@ -186,26 +187,26 @@ func TestCollections(t *testing.T) {
 		return n
 	}
 	s := openCB(t, c, nil)
-	l := openLane(t, s)
+	l := sinktest.Lane(t, s)
 	first := func() []pump.Item {
 		return []pump.Item{in(items, "k", "v", 1), in(nil, "k", "v", 2), in(brief, "k", "v", 3), in(items, strings.Repeat("k", 246), "v", 1), in(items, strings.Repeat("k", 247), "v", 1), in(nil, strings.Repeat("k", 250), "v", 1)}
 	}
 	for range 2 { // again: the same items are done, also where the maximum time to live changed one
-		verdicts(t, write(t, l, first()...), pump.Done, pump.Done, pump.Done, pump.Done, pump.Rejected, pump.Done)
+		sinktest.Verdicts(t, sinktest.Write(t, l, first()...), pump.Done, pump.Done, pump.Done, pump.Done, pump.Rejected, pump.Done)
 	}
 	if n := count(); n != 5 {
 		t.Errorf("%d documents", n)
 	}
 	// Items without a CAS take the second round, each in its own collection.
-	verdicts(t, write(t, l, in(items, "z", "items", 1), in(nil, "z", "default", 1)), pump.Done, pump.Done)
+	sinktest.Verdicts(t, sinktest.Write(t, l, in(items, "z", "items", 1), in(nil, "z", "default", 1)), pump.Done, pump.Done)
 	a, b := in(items, "z", "items 2", 5), in(nil, "z", "default 2", 5)
 	a.CAS, b.CAS = 0, 0
-	verdicts(t, write(t, l, a, b), pump.Done, pump.Done)
+	sinktest.Verdicts(t, sinktest.Write(t, l, a, b), pump.Done, pump.Done)
 	if n := count(); n != 7 {
 		t.Errorf("%d documents", n)
 	}
 
-	err := l.Write(context.Background(), batchOf(in(&pump.Collection{Scope: "no", Name: "such"}, "k", "v", 1)))
+	err := l.Write(context.Background(), sinktest.Batch(in(&pump.Collection{Scope: "no", Name: "such"}, "k", "v", 1)))
 	if pump.CodeOf(err) != "no-collection" || pump.ClassOf(err) != pump.ClassUsage || !strings.Contains(err.Error(), "no.such") || !strings.Contains(pump.HintOf(err), "create-collections") {
 		t.Errorf("missing: %v", err)
 	}
@@ -217,25 +218,25 @@ func TestCollections(t *testing.T) {
 	if _, err := bucket.CreateCollection("shop", "items", 0); err != nil {
 		t.Fatal(err)
 	}
-	got := write(t, l, in(items, "k", "v", 1), in(nil, "k", "v", 9))
-	verdicts(t, got, pump.Retry, pump.Done)
+	got := sinktest.Write(t, l, in(items, "k", "v", 1), in(nil, "k", "v", 9))
+	sinktest.Verdicts(t, got, pump.Retry, pump.Done)
 	if pump.CodeOf(got.Cause(0)) != "unknown-collection" {
 		t.Errorf("cause: %v", got.Cause(0))
 	}
-	verdicts(t, write(t, l, in(items, "k", "v", 1)), pump.Done)
+	sinktest.Verdicts(t, sinktest.Write(t, l, in(items, "k", "v", 1)), pump.Done)
 	if err := bucket.DropCollection("shop", "items"); err != nil {
 		t.Fatal(err)
 	}
-	verdicts(t, write(t, l, in(items, "k", "v", 1)), pump.Retry)
-	if err := l.Write(context.Background(), batchOf(in(items, "k", "v", 1))); pump.CodeOf(err) != "no-collection" {
+	sinktest.Verdicts(t, sinktest.Write(t, l, in(items, "k", "v", 1)), pump.Retry)
+	if err := l.Write(context.Background(), sinktest.Batch(in(items, "k", "v", 1))); pump.CodeOf(err) != "no-collection" {
 		t.Errorf("dropped for good: %v", err)
 	}
 
-	made := openLane(t, openCB(t, c, func(cfg *CBConfig) {
+	made := sinktest.Lane(t, openCB(t, c, func(cfg *CBConfig) {
 		cfg.Options.CreateCollections, cfg.Options.MapCollections = true, "shop.items=new.things, _default._default=shop.brief"
 	}))
 	before := count()
-	verdicts(t, write(t, made, in(items, "m", "v", 1), in(nil, "m", "v", 1)), pump.Done, pump.Done)
+	sinktest.Verdicts(t, sinktest.Write(t, made, in(items, "m", "v", 1), in(nil, "m", "v", 1)), pump.Done, pump.Done)
 	if n := count(); n != before+2 {
 		t.Errorf("%d documents, before %d", n, before)
 	}
@@ -247,22 +248,22 @@ func TestCollections(t *testing.T) {
 
 func TestCollectionsOfOldServers(t *testing.T) {
 	for _, v := range []string{"4.0", "6.6.5"} {
-		c := startCluster(t, simcluster.Config{Version: v})
+		c := sinktest.Cluster(t, simcluster.Config{Version: v})
 		it := meta("k", "v", 1, 5)
 		it.Collection = &pump.Collection{Scope: "shop", Name: "items"}
-		err := openLane(t, openCB(t, c, nil)).Write(context.Background(), batchOf(it))
+		err := sinktest.Lane(t, openCB(t, c, nil)).Write(context.Background(), sinktest.Batch(it))
 		if pump.CodeOf(err) != "no-collection" || pump.ClassOf(err) != pump.ClassUsage {
 			t.Errorf("%s: %v", v, err)
 		}
-		l := openLane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Options.MapCollections = "shop.items=_default._default" }))
-		verdicts(t, write(t, l, it), pump.Done)
+		l := sinktest.Lane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Options.MapCollections = "shop.items=_default._default" }))
+		sinktest.Verdicts(t, sinktest.Write(t, l, it), pump.Done)
 	}
 }
 
 // TestReplicaWithoutCollection: a fresh replica refuses a named collection even under
 // force; the run stops and says what does it instead.
 func TestReplicaWithoutCollection(t *testing.T) {
-	c := startCluster(t, simcluster.Config{Version: "7.0.5", Nodes: 1})
+	c := sinktest.Cluster(t, simcluster.Config{Version: "7.0.5", Nodes: 1})
 	vb := c.Bucket("default").VBucketOf([]byte("k"))
 	n := c.Nodes()[0]
 	n.SetVBucket("default", vb, mcbp.VBAbsent)
@@ -272,9 +273,9 @@ func TestReplicaWithoutCollection(t *testing.T) {
 	n.SetVBucket("default", vb, mcbp.VBReplica)
 	it := meta("k", "v", 1, 5)
 	it.Collection = &pump.Collection{Scope: "_default", Name: "c"}
-	l := openLane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Force = true }))
-	verdicts(t, write(t, l, meta("k", "v", 1, 5)), pump.Done)
-	if err := l.Write(context.Background(), batchOf(it)); pump.CodeOf(err) != "replica-collection" || !strings.Contains(pump.HintOf(err), "dcp://") {
+	l := sinktest.Lane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Force = true }))
+	sinktest.Verdicts(t, sinktest.Write(t, l, meta("k", "v", 1, 5)), pump.Done)
+	if err := l.Write(context.Background(), sinktest.Batch(it)); pump.CodeOf(err) != "replica-collection" || !strings.Contains(pump.HintOf(err), "dcp://") {
 		t.Errorf("got %v", err)
 	}
 }
@@ -283,8 +284,8 @@ func TestReplicaWithoutCollection(t *testing.T) {
 // is not asked again.
 func TestMapInRefusal(t *testing.T) {
 	for _, v := range []string{"4.0", "6.6.5", "7.0.5"} {
-		c := startCluster(t, simcluster.Config{Version: v, Nodes: 3})
-		l := openLane(t, openCB(t, c, nil))
+		c := sinktest.Cluster(t, simcluster.Config{Version: v, Nodes: 3})
+		l := sinktest.Lane(t, openCB(t, c, nil))
 		batch := func(rev uint64) []pump.Item {
 			items := items("k", 100, 20)
 			for i := range items {
@@ -292,7 +293,7 @@ func TestMapInRefusal(t *testing.T) {
 			}
 			return items
 		}
-		if n := count(write(t, l, batch(1)...), pump.Done); n != 100 {
+		if n := count(sinktest.Write(t, l, batch(1)...), pump.Done); n != 100 {
 			t.Fatalf("%d done", n)
 		}
 		// A map that is wrong about everything, and connections that were made when it
@@ -314,10 +315,10 @@ func TestMapInRefusal(t *testing.T) {
 				n.InjectREST(simcluster.RESTFault{Method: "GET"})
 			}
 		}
-		if b := write(t, l, batch(2)...); count(b, pump.Retry) != 100 || pump.CodeOf(b.Cause(0)) != "not-my-vbucket" {
+		if b := sinktest.Write(t, l, batch(2)...); count(b, pump.Retry) != 100 || pump.CodeOf(b.Cause(0)) != "not-my-vbucket" {
 			t.Errorf("%s: with the wrong map: %s, %v", v, b.Verdict(0), b.Cause(0))
 		}
-		if n := count(write(t, l, batch(2)...), pump.Done); n != 100 {
+		if n := count(sinktest.Write(t, l, batch(2)...), pump.Done); n != 100 {
 			t.Errorf("%s: %d done with the new map", v, n)
 		}
 	}
@@ -327,13 +328,13 @@ func TestDurable(t *testing.T) {
 	for _, v := range versions {
 		t.Run(v, func(t *testing.T) {
 			t.Parallel() // each waits for a disk most of its time
-			c := startCluster(t, simcluster.Config{Version: v, FlushDelay: 50 * time.Millisecond})
-			l := openLane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Options.Durable = true }))
-			verdicts(t, write(t, l, meta("a", "v", 1, 5), meta("b", "v", 1, 5), deletion("c", 1, 5)), pump.Done, pump.Done, pump.Done)
-			slow := startCluster(t, simcluster.Config{Version: v, FlushDelay: time.Hour})
-			l = openLane(t, openCB(t, slow, func(cfg *CBConfig) { cfg.Options.Durable, cfg.Options.Timeout = true, 3*time.Second }))
-			b := write(t, l, meta("a", "v", 1, 5))
-			verdicts(t, b, pump.Retry)
+			c := sinktest.Cluster(t, simcluster.Config{Version: v, FlushDelay: 50 * time.Millisecond})
+			l := sinktest.Lane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Options.Durable = true }))
+			sinktest.Verdicts(t, sinktest.Write(t, l, meta("a", "v", 1, 5), meta("b", "v", 1, 5), deletion("c", 1, 5)), pump.Done, pump.Done, pump.Done)
+			slow := sinktest.Cluster(t, simcluster.Config{Version: v, FlushDelay: time.Hour})
+			l = sinktest.Lane(t, openCB(t, slow, func(cfg *CBConfig) { cfg.Options.Durable, cfg.Options.Timeout = true, 3*time.Second }))
+			b := sinktest.Write(t, l, meta("a", "v", 1, 5))
+			sinktest.Verdicts(t, b, pump.Retry)
 			if code := pump.CodeOf(b.Cause(0)); code != "not-flushed" && code != "not-persistent" {
 				t.Errorf("cause: %v", b.Cause(0))
 			}
@@ -361,24 +362,24 @@ func TestObserved(t *testing.T) {
 
 // TestLocked: a key with a durable write under way is to be retried.
 func TestLocked(t *testing.T) {
-	c := startCluster(t, simcluster.Config{Version: "7.0.5"})
+	c := sinktest.Cluster(t, simcluster.Config{Version: "7.0.5"})
 	release := c.Bucket("default").HoldKey(0, []byte("k"))
-	l := openLane(t, openCB(t, c, nil))
-	b := write(t, l, meta("k", "v", 1, 5), meta("other", "v", 1, 5))
-	verdicts(t, b, pump.Retry, pump.Done)
+	l := sinktest.Lane(t, openCB(t, c, nil))
+	b := sinktest.Write(t, l, meta("k", "v", 1, 5), meta("other", "v", 1, 5))
+	sinktest.Verdicts(t, b, pump.Retry, pump.Done)
 	if pump.CodeOf(b.Cause(0)) != "locked" {
 		t.Errorf("cause: %v", b.Cause(0))
 	}
 	release()
-	verdicts(t, write(t, l, meta("k", "v", 1, 5)), pump.Done)
+	sinktest.Verdicts(t, sinktest.Write(t, l, meta("k", "v", 1, 5)), pump.Done)
 }
 
 // TestTLS: REST and data connections are encrypted, and an unknown authority is
 // refused before anything is sent.
 func TestTLS(t *testing.T) {
-	c := startCluster(t, simcluster.Config{Version: "7.0.5", TLS: &simcluster.TLSConfig{}})
+	c := sinktest.Cluster(t, simcluster.Config{Version: "7.0.5", TLS: &simcluster.TLSConfig{}})
 	secure := func(cfg *CBConfig) { cfg.URL, cfg.TLS.CACertPEM = "https://"+c.Nodes()[0].RESTTLS(), c.CACert() }
-	verdicts(t, write(t, openLane(t, openCB(t, c, secure)), meta("k", "v", 1, 5), meta("l", "v", 1, 5)), pump.Done, pump.Done)
+	sinktest.Verdicts(t, sinktest.Write(t, sinktest.Lane(t, openCB(t, c, secure)), meta("k", "v", 1, 5), meta("l", "v", 1, 5)), pump.Done, pump.Done)
 	if len(docs(c)) != 2 {
 		t.Errorf("holds %v", docs(c))
 	}

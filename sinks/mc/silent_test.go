@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"github.com/cbpump/cbpump/cluster"
+	"github.com/cbpump/cbpump/internal/sinktest"
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/simcluster"
 )
@@ -21,7 +22,7 @@ import (
 // REST port is silent ask once together, stop when they are told to, and take what a
 // node sends meanwhile.
 func TestSilentREST(t *testing.T) {
-	c := startCluster(t, simcluster.Config{Version: "7.0.5", Nodes: 2, VBuckets: 8})
+	c := sinktest.Cluster(t, simcluster.Config{Version: "7.0.5", Nodes: 2, VBuckets: 8})
 	to, err := url.Parse(c.URL())
 	if err != nil {
 		t.Fatal(err)

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/cbpump/cbpump/internal/capture"
+	"github.com/cbpump/cbpump/internal/sinktest"
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/pump/pumptest"
@@ -43,14 +44,14 @@ func dump(t *testing.T, s *server) map[string]pump.Item {
 
 func TestSinkStores(t *testing.T) {
 	srv := startMemcached(t)
-	l := openLane(t, openSink(t, srv.addr, Options{}))
+	l := sinktest.Lane(t, openSink(t, srv.addr, Options{}))
 	it := item("a\x00b", "value")
 	it.Flags = 0xdeadbeef
-	b := write(t, l, it, item("gone", "x"), item("empty", ""))
-	verdicts(t, b, pump.Done, pump.Done, pump.Done)
+	b := sinktest.Write(t, l, it, item("gone", "x"), item("empty", ""))
+	sinktest.Verdicts(t, b, pump.Done, pump.Done, pump.Done)
 	gone, never := item("gone", ""), item("never", "")
 	gone.Op, never.Op = pump.Deletion, pump.Expiration
-	verdicts(t, write(t, l, gone, never), pump.Done, pump.Done)
+	sinktest.Verdicts(t, sinktest.Write(t, l, gone, never), pump.Done, pump.Done)
 	c := srv.client(t)
 	if flags, v, ok := get(t, c, "a\x00b"); !ok || v != "value" || flags != 0xdeadbeef {
 		t.Errorf("got %q %x %v", v, flags, ok)
@@ -65,7 +66,7 @@ func TestSinkStores(t *testing.T) {
 
 func TestSinkExpiry(t *testing.T) {
 	srv := startMemcached(t)
-	l := openLane(t, openSink(t, srv.addr, Options{}))
+	l := sinktest.Lane(t, openSink(t, srv.addr, Options{}))
 	now := uint32(time.Now().Unix())
 	for name, tc := range map[string]struct {
 		expiry uint32
@@ -80,8 +81,8 @@ func TestSinkExpiry(t *testing.T) {
 	} {
 		it := item(name, "v")
 		it.Expiry = tc.expiry
-		verdicts(t, write(t, l, item(name, "before")), pump.Done)
-		verdicts(t, write(t, l, it), pump.Done)
+		sinktest.Verdicts(t, sinktest.Write(t, l, item(name, "before")), pump.Done)
+		sinktest.Verdicts(t, sinktest.Write(t, l, it), pump.Done)
 		if _, _, ok := get(t, srv.client(t), name); ok != tc.lives {
 			t.Errorf("%s: lives = %v, want %v", name, ok, tc.lives)
 		}
@@ -90,12 +91,12 @@ func TestSinkExpiry(t *testing.T) {
 
 func TestSinkAddAndGet(t *testing.T) {
 	srv := startMemcached(t)
-	add := openLane(t, openSink(t, srv.addr, Options{Operation: "add"}))
-	verdicts(t, write(t, add, item("k", "first")), pump.Done)
+	add := sinktest.Lane(t, openSink(t, srv.addr, Options{Operation: "add"}))
+	sinktest.Verdicts(t, sinktest.Write(t, add, item("k", "first")), pump.Done)
 	del := item("k", "")
 	del.Op = pump.Deletion
-	b := write(t, add, item("k", "second"), item("new", "v"), del)
-	verdicts(t, b, pump.Skipped, pump.Done, pump.Skipped)
+	b := sinktest.Write(t, add, item("k", "second"), item("new", "v"), del)
+	sinktest.Verdicts(t, b, pump.Skipped, pump.Done, pump.Skipped)
 	if pump.CodeOf(b.Cause(0)) != "exists" {
 		t.Errorf("cause: %v", b.Cause(0))
 	}
@@ -104,19 +105,19 @@ func TestSinkAddAndGet(t *testing.T) {
 	}
 	absent := item("nowhere", "")
 	absent.Op = pump.Deletion
-	read := openLane(t, openSink(t, srv.addr, Options{Operation: "get"}))
-	verdicts(t, write(t, read, item("k", ""), item("none", ""), del, absent),
+	read := sinktest.Lane(t, openSink(t, srv.addr, Options{Operation: "get"}))
+	sinktest.Verdicts(t, sinktest.Write(t, read, item("k", ""), item("none", ""), del, absent),
 		pump.Done, pump.Skipped, pump.Skipped, pump.Done)
 }
 
 func TestSinkRejectsAlone(t *testing.T) {
 	srv := startMemcached(t, "-m", "256")
-	l := openLane(t, openSink(t, srv.addr, Options{}))
+	l := sinktest.Lane(t, openSink(t, srv.addr, Options{}))
 	for _, size := range []int{1<<20 + 1, 2 << 20, 20 << 20, 40 << 20} {
 		t.Run(fmt.Sprint(size), func(t *testing.T) {
 			batch := append(items("before", 100, 1000), item("large", strings.Repeat("x", size)))
 			batch = append(batch, items("after", 100, 1000)...)
-			b := write(t, l, batch...)
+			b := sinktest.Write(t, l, batch...)
 			for i := range b.Items {
 				want := pump.Done
 				if i == 100 {
@@ -136,8 +137,8 @@ func TestSinkRejectsAlone(t *testing.T) {
 	}
 	packed := item("packed", "x")
 	packed.Datatype = mcbp.DatatypeSnappy
-	b := write(t, l, item("", "v"), item(strings.Repeat("k", 251), "v"), packed, item(strings.Repeat("k", 250), "v"))
-	verdicts(t, b, pump.Rejected, pump.Rejected, pump.Rejected, pump.Done)
+	b := sinktest.Write(t, l, item("", "v"), item(strings.Repeat("k", 251), "v"), packed, item(strings.Repeat("k", 250), "v"))
+	sinktest.Verdicts(t, b, pump.Rejected, pump.Rejected, pump.Rejected, pump.Done)
 }
 
 func TestSinkManyItems(t *testing.T) {
@@ -149,7 +150,7 @@ func TestSinkManyItems(t *testing.T) {
 	}
 	all := items("many", 100_000, 256)
 	for i := 0; i < len(all); i += 25_000 {
-		b := write(t, lanes[i/25_000%2], all[i:i+25_000]...)
+		b := sinktest.Write(t, lanes[i/25_000%2], all[i:i+25_000]...)
 		if n := count(b, pump.Done); n != 25_000 {
 			t.Fatalf("%d done", n)
 		}
@@ -167,8 +168,8 @@ func TestSinkManyItems(t *testing.T) {
 
 func TestSinkFull(t *testing.T) {
 	srv := startMemcached(t, "-M", "-m", "64")
-	l := openLane(t, openSink(t, srv.addr, Options{}))
-	b := write(t, l, items("full", 1000, 200_000)...)
+	l := sinktest.Lane(t, openSink(t, srv.addr, Options{}))
+	b := sinktest.Write(t, l, items("full", 1000, 200_000)...)
 	done, retry := count(b, pump.Done), count(b, pump.Retry)
 	if done == 0 || retry == 0 || done+retry != 1000 {
 		t.Fatalf("%d done, %d to retry", done, retry)
@@ -187,9 +188,9 @@ func TestSinkFull(t *testing.T) {
 
 func TestSinkServerDies(t *testing.T) {
 	srv := startMemcached(t, "-m", "1024")
-	l := openLane(t, openSink(t, srv.addr, Options{}))
-	verdicts(t, write(t, l, item("k", "v")), pump.Done)
-	b := batchOf(items("dying", 200, 900_000)...)
+	l := sinktest.Lane(t, openSink(t, srv.addr, Options{}))
+	sinktest.Verdicts(t, sinktest.Write(t, l, item("k", "v")), pump.Done)
+	b := sinktest.Batch(items("dying", 200, 900_000)...)
 	killed := make(chan struct{})
 	go func() {
 		defer close(killed)
@@ -219,8 +220,8 @@ func TestSinkServerDies(t *testing.T) {
 	if c := b.Cause(0); pump.ClassOf(c) != pump.ClassUnreachable || !strings.Contains(c.Error(), srv.addr) {
 		t.Errorf("cause: %v (class %d)", c, pump.ClassOf(c))
 	}
-	again := write(t, l, item("k", "v")) // nobody listens any more
-	verdicts(t, again, pump.Retry)
+	again := sinktest.Write(t, l, item("k", "v")) // nobody listens any more
+	sinktest.Verdicts(t, again, pump.Retry)
 	if pump.ClassOf(again.Cause(0)) != pump.ClassUnreachable {
 		t.Errorf("cause: %v", again.Cause(0))
 	}
@@ -243,9 +244,9 @@ func TestSinkReconnects(t *testing.T) {
 			}
 		}
 	})
-	l := openLane(t, openSink(t, addr, Options{}))
-	verdicts(t, write(t, l, item("a", ""), item("b", "")), pump.Retry, pump.Retry)
-	verdicts(t, write(t, l, item("a", ""), item("b", "")), pump.Done, pump.Done)
+	l := sinktest.Lane(t, openSink(t, addr, Options{}))
+	sinktest.Verdicts(t, sinktest.Write(t, l, item("a", ""), item("b", "")), pump.Retry, pump.Retry)
+	sinktest.Verdicts(t, sinktest.Write(t, l, item("a", ""), item("b", "")), pump.Done, pump.Done)
 }
 
 func TestSinkSilence(t *testing.T) {
@@ -261,13 +262,13 @@ func TestSinkSilence(t *testing.T) {
 			}
 		}
 	})
-	l := openLane(t, openSink(t, addr, Options{Timeout: 50 * time.Millisecond}))
-	b := write(t, l, item("a", ""))
-	verdicts(t, b, pump.Retry)
+	l := sinktest.Lane(t, openSink(t, addr, Options{Timeout: 50 * time.Millisecond}))
+	b := sinktest.Write(t, l, item("a", ""))
+	sinktest.Verdicts(t, b, pump.Retry)
 	if pump.ClassOf(b.Cause(0)) != pump.ClassUnreachable || !strings.Contains(b.Cause(0).Error(), "no answer in time") {
 		t.Errorf("cause: %v", b.Cause(0))
 	}
-	verdicts(t, write(t, l, item("a", "")), pump.Done)
+	sinktest.Verdicts(t, sinktest.Write(t, l, item("a", "")), pump.Done)
 }
 
 func TestSinkCancelled(t *testing.T) {
@@ -287,8 +288,8 @@ func TestSinkCancelled(t *testing.T) {
 			}
 		}
 	})
-	l := openLane(t, openSink(t, addr, Options{}))
-	b := batchOf(items("k", 10, 10)...)
+	l := sinktest.Lane(t, openSink(t, addr, Options{}))
+	b := sinktest.Batch(items("k", 10, 10)...)
 	if err := l.Write(ctx, b); !errors.Is(err, context.Canceled) {
 		t.Fatalf("got %v", err)
 	}
@@ -329,8 +330,8 @@ func TestSinkStatuses(t *testing.T) {
 					}
 				}
 			})
-			l := openLane(t, openSink(t, addr, Options{}))
-			b := batchOf(item("before", "v"), item("odd", "v"), item("after", "v"))
+			l := sinktest.Lane(t, openSink(t, addr, Options{}))
+			b := sinktest.Batch(item("before", "v"), item("odd", "v"), item("after", "v"))
 			err := l.Write(context.Background(), b)
 			if want.code == "" != (err == nil) || err != nil && pump.CodeOf(err) != want.code {
 				t.Errorf("error %v, want code %q", err, want.code)
@@ -474,8 +475,8 @@ func TestSinkCapture(t *testing.T) {
 		}
 	}
 	srv := startMemcached(t, "-I", "128k", "-o", "slab_chunk_max=65536")
-	l := openLane(t, openSink(t, srv.addr, Options{}))
-	b := write(t, l, batch...)
+	l := sinktest.Lane(t, openSink(t, srv.addr, Options{}))
+	b := sinktest.Write(t, l, batch...)
 	refused := map[int]bool{}
 	for _, r := range c.Replies {
 		if r.Status != 0 {

@@ -10,6 +10,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/cbpump/cbpump/internal/capture"
+	"github.com/cbpump/cbpump/internal/sinktest"
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/simcluster"
@@ -80,12 +81,12 @@ func TestBadXattrs(t *testing.T) {
 		return it
 	}
 	for _, version := range []string{"6.0.4", "7.0.5"} {
-		c := startCluster(t, simcluster.Config{Version: version})
+		c := sinktest.Cluster(t, simcluster.Config{Version: version})
 		bad := typed("bad", []byte(`{"no":"block"}`), 5)
 		packed := typed("packed", snappy.Encode(nil, block("", pair("a", "no JSON"))), 6)
 		good := typed("good", snappy.Encode(nil, block(`{"x":1}`, pair("_a", "{}"))), 7)
-		b := write(t, openLane(t, openCB(t, c, nil)), meta("first", "v", 1, 5), bad, packed, good, meta("last", "v", 1, 6))
-		verdicts(t, b, pump.Done, pump.Rejected, pump.Rejected, pump.Done, pump.Done)
+		b := sinktest.Write(t, sinktest.Lane(t, openCB(t, c, nil)), meta("first", "v", 1, 5), bad, packed, good, meta("last", "v", 1, 6))
+		sinktest.Verdicts(t, b, pump.Done, pump.Rejected, pump.Rejected, pump.Done, pump.Done)
 		for _, i := range []int{1, 2} {
 			if pump.CodeOf(b.Cause(i)) != "item-xattr" {
 				t.Errorf("cause: %v", b.Cause(i))

@@ -13,6 +13,7 @@ import (
 
 	"github.com/cbpump/cbpump/cluster"
 	"github.com/cbpump/cbpump/internal/capture"
+	"github.com/cbpump/cbpump/internal/sinktest"
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/pump/pumptest"
@@ -24,16 +25,6 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var versions = []string{"2.5.1", "3.0.3", "4.0"}
-
-func startCluster(tb testing.TB, cfg simcluster.Config) *simcluster.Cluster {
-	tb.Helper()
-	c, err := simcluster.Start(cfg)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() { c.Close() })
-	return c
-}
 
 func open(tb testing.TB, c *simcluster.Cluster, change func(*Config)) *Sink {
 	tb.Helper()
@@ -49,48 +40,8 @@ func open(tb testing.TB, c *simcluster.Cluster, change func(*Config)) *Sink {
 	return s
 }
 
-func openLane(tb testing.TB, s *Sink) pump.Lane {
-	tb.Helper()
-	lanes, err := s.Lanes(context.Background(), 1)
-	if err != nil {
-		tb.Fatal(err)
-	}
-	tb.Cleanup(func() {
-		for _, l := range lanes {
-			l.Close()
-		}
-		s.Close()
-	})
-	return lanes[0]
-}
-
-func batchOf(items ...pump.Item) *pump.Batch {
-	b := pump.NewBatch(0)
-	b.Items = items
-	b.StartWrite()
-	return b
-}
-
-func write(tb testing.TB, l pump.Lane, items ...pump.Item) *pump.Batch {
-	tb.Helper()
-	b := batchOf(items...)
-	if err := l.Write(context.Background(), b); err != nil {
-		tb.Fatalf("write: %v", err)
-	}
-	return b
-}
-
 func item(key string, rev, cas uint64) pump.Item {
 	return pump.Item{Key: []byte(key), Value: []byte("value of " + key), VBucket: pump.NoVBucket, RevSeqno: rev, CAS: cas}
-}
-
-func verdicts(tb testing.TB, b *pump.Batch, want ...pump.Verdict) {
-	tb.Helper()
-	for i, w := range want {
-		if got := b.Verdict(i); got != w {
-			tb.Errorf("item %d (%q) is %s (%v), want %s", i, b.Items[i].Key, got, b.Cause(i), w)
-		}
-	}
 }
 
 func held(b *simcluster.Bucket) map[string]pump.Item {
@@ -110,7 +61,7 @@ func TestConformance(t *testing.T) {
 			var c *simcluster.Cluster
 			pumptest.TestSink(t, pumptest.SinkSuite{
 				New: func(t *testing.T) pump.Sink {
-					c = startCluster(t, simcluster.Config{Version: v, Nodes: 3})
+					c = sinktest.Cluster(t, simcluster.Config{Version: v, Nodes: 3})
 					return open(t, c, nil)
 				},
 				Read:    func(*testing.T) map[string]pump.Item { return held(c.Bucket("default")) },
@@ -136,7 +87,7 @@ func owner(tb testing.TB, c *simcluster.Cluster, vb uint16) *simcluster.Node {
 // vbuckets are kept from, above all deletions, which a dead one swallows.
 func TestStates(t *testing.T) {
 	for _, v := range versions {
-		c := startCluster(t, simcluster.Config{Version: v})
+		c := sinktest.Cluster(t, simcluster.Config{Version: v})
 		vb := c.Bucket("default").VBucketOf([]byte("k"))
 		n := owner(t, c, vb)
 		for _, state := range []mcbp.VBState{mcbp.VBReplica, mcbp.VBPending, mcbp.VBActive} {
@@ -147,7 +98,7 @@ func TestStates(t *testing.T) {
 			}
 			it := item("k", uint64(state)+1, 1<<40+uint64(state))
 			it.Flags, it.Expiry = 0xdeadbeef, 2_000_000_000
-			verdicts(t, write(t, openLane(t, s), it), pump.Done)
+			sinktest.Verdicts(t, sinktest.Write(t, sinktest.Lane(t, s), it), pump.Done)
 			d, ok := n.Doc("default", vb, []byte("k"))
 			if !ok || d.CAS != it.CAS || d.Rev != it.RevSeqno || d.Flags != it.Flags || d.Expiry != it.Expiry {
 				t.Errorf("%s %s: holds %+v", v, state, d)
@@ -161,8 +112,8 @@ func TestStates(t *testing.T) {
 			if err := s.Check(t.Context()); pump.CodeOf(err) != "vbucket-state" {
 				t.Errorf("%s %s: check: %v", v, state, err)
 			}
-			b := write(t, openLane(t, s), item("k", 9, 9), del, item("other", 1, 1))
-			verdicts(t, b, pump.Retry, pump.Retry, pump.Done)
+			b := sinktest.Write(t, sinktest.Lane(t, s), item("k", 9, 9), del, item("other", 1, 1))
+			sinktest.Verdicts(t, b, pump.Retry, pump.Retry, pump.Done)
 			if pump.CodeOf(b.Cause(1)) != "vbucket-state" || !strings.Contains(b.Cause(1).Error(), state.String()) {
 				t.Errorf("%s %s: cause %v", v, state, b.Cause(1))
 			}
@@ -173,23 +124,23 @@ func TestStates(t *testing.T) {
 // TestStateAfterReconnect: a vbucket that died with its connection gets no
 // deletion through the next one.
 func TestStateAfterReconnect(t *testing.T) {
-	c := startCluster(t, simcluster.Config{Nodes: 1})
+	c := sinktest.Cluster(t, simcluster.Config{Nodes: 1})
 	vb := c.Bucket("default").VBucketOf([]byte("k"))
 	n := c.Nodes()[0]
-	l := openLane(t, open(t, c, nil))
-	verdicts(t, write(t, l, item("k", 1, 5)), pump.Done)
+	l := sinktest.Lane(t, open(t, c, nil))
+	sinktest.Verdicts(t, sinktest.Write(t, l, item("k", 1, 5)), pump.Done)
 	n.Inject(simcluster.Fault{Op: mcbp.OpTapMutation, VBucket: -1, Times: 1, Action: simcluster.Close})
-	b := write(t, l, item("k", 2, 6))
-	verdicts(t, b, pump.Retry)
+	b := sinktest.Write(t, l, item("k", 2, 6))
+	sinktest.Verdicts(t, b, pump.Retry)
 	if pump.ClassOf(b.Cause(0)) != pump.ClassUnreachable {
 		t.Errorf("cause: %v", b.Cause(0))
 	}
 	n.SetVBucket("default", vb, mcbp.VBDead)
 	del := item("k", 3, 7)
 	del.Op = pump.Deletion
-	verdicts(t, write(t, l, del), pump.Retry)
+	sinktest.Verdicts(t, sinktest.Write(t, l, del), pump.Retry)
 	n.SetVBucket("default", vb, mcbp.VBReplica)
-	verdicts(t, write(t, l, del), pump.Done)
+	sinktest.Verdicts(t, sinktest.Write(t, l, del), pump.Done)
 	if d, ok := n.Doc("default", vb, []byte("k")); ok {
 		t.Errorf("still there: %+v", d)
 	}
@@ -197,7 +148,7 @@ func TestStateAfterReconnect(t *testing.T) {
 
 // missing returns a cluster that lost a node, and a key of a missing vbucket.
 func missing(t *testing.T) (c *simcluster.Cluster, key string, vb uint16) {
-	c = startCluster(t, simcluster.Config{Nodes: 3, Buckets: []simcluster.BucketConfig{{Name: "default"}}})
+	c = sinktest.Cluster(t, simcluster.Config{Nodes: 3, Buckets: []simcluster.BucketConfig{{Name: "default"}}})
 	if err := c.Failover(c.Nodes()[2]); err != nil {
 		t.Fatal(err)
 	}
@@ -215,8 +166,8 @@ func TestOwnerOfMissing(t *testing.T) {
 	if err := s.Check(t.Context()); pump.CodeOf(err) != "no-owner" {
 		t.Errorf("check: %v", err)
 	}
-	l := openLane(t, s)
-	if err := l.Write(context.Background(), batchOf(item(key, 1, 1))); pump.CodeOf(err) != "no-owner" || !strings.Contains(err.Error(), fmt.Sprint(vb)) {
+	l := sinktest.Lane(t, s)
+	if err := l.Write(context.Background(), sinktest.Batch(item(key, 1, 1))); pump.CodeOf(err) != "no-owner" || !strings.Contains(err.Error(), fmt.Sprint(vb)) {
 		t.Errorf("nobody has it: %v", err)
 	}
 	for _, state := range []mcbp.VBState{mcbp.VBReplica, mcbp.VBPending} {
@@ -225,13 +176,13 @@ func TestOwnerOfMissing(t *testing.T) {
 		if err := only.Check(t.Context()); err != nil {
 			t.Errorf("check %s: %v", state, err)
 		}
-		verdicts(t, write(t, openLane(t, only), item(key, 2, uint64(state))), pump.Done)
+		sinktest.Verdicts(t, sinktest.Write(t, sinktest.Lane(t, only), item(key, 2, uint64(state))), pump.Done)
 		if d, ok := c.Nodes()[1].Doc("default", vb, []byte(key)); !ok || d.CAS != uint64(state) {
 			t.Errorf("%s: holds %+v", state, d)
 		}
 	}
 	c.Nodes()[0].SetVBucket("default", vb, mcbp.VBReplica)
-	err := openLane(t, open(t, c, nil)).Write(context.Background(), batchOf(item(key, 1, 1)))
+	err := sinktest.Lane(t, open(t, c, nil)).Write(context.Background(), sinktest.Batch(item(key, 1, 1)))
 	if pump.CodeOf(err) != "several-owners" || !strings.Contains(err.Error(), c.Nodes()[0].KV()) {
 		t.Errorf("two have it: %v", err)
 	}
@@ -248,7 +199,7 @@ func TestOwners(t *testing.T) {
 		if err := s.Check(t.Context()); err != nil {
 			t.Errorf("check: %v", err)
 		}
-		verdicts(t, write(t, openLane(t, s), item(key, 2, uint64(100+i))), pump.Done)
+		sinktest.Verdicts(t, sinktest.Write(t, sinktest.Lane(t, s), item(key, 2, uint64(100+i))), pump.Done)
 		if d, ok := n.Doc("default", vb, []byte(key)); !ok || d.CAS != uint64(100+i) {
 			t.Errorf("node %d holds %+v", i, d)
 		}
@@ -264,7 +215,7 @@ func TestOwnerInForwardMap(t *testing.T) {
 	if err != nil || r.Status != 202 {
 		t.Fatalf("%v %v", r, err)
 	}
-	verdicts(t, write(t, openLane(t, s), item(key, 2, 77)), pump.Done)
+	sinktest.Verdicts(t, sinktest.Write(t, sinktest.Lane(t, s), item(key, 2, 77)), pump.Done)
 	found := 0
 	for _, n := range c.Nodes() {
 		if d, ok := n.Doc("default", vb, []byte(key)); ok && d.CAS == 77 {
@@ -298,8 +249,8 @@ func TestFaults(t *testing.T) {
 	} {
 		for _, at := range []int{0, 5, 9} { // the first, one in the middle, and the one that is the fence
 			t.Run(fmt.Sprint(name, " at ", at), func(t *testing.T) {
-				c := startCluster(t, simcluster.Config{Nodes: 1})
-				l := openLane(t, open(t, c, func(cfg *Config) { cfg.Options.Timeout = 200 * time.Millisecond }))
+				c := sinktest.Cluster(t, simcluster.Config{Nodes: 1})
+				l := sinktest.Lane(t, open(t, c, func(cfg *Config) { cfg.Options.Timeout = 200 * time.Millisecond }))
 				f := tc.fault
 				f.Op, f.VBucket, f.After, f.Times = mcbp.OpTapMutation, -1, at, 1
 				c.Nodes()[0].Inject(f)
@@ -307,7 +258,7 @@ func TestFaults(t *testing.T) {
 				for i := range batch {
 					batch[i] = item(fmt.Sprint("k", i), 1, uint64(i)+1)
 				}
-				b := batchOf(batch...)
+				b := sinktest.Batch(batch...)
 				err := l.Write(context.Background(), b)
 				if tc.stop != (err != nil) {
 					t.Fatalf("write: %v", err)
@@ -337,16 +288,16 @@ func TestFaults(t *testing.T) {
 // TestNeverSkipped: there is no conflict resolution, an older item replaces a
 // newer one.
 func TestNeverSkipped(t *testing.T) {
-	c := startCluster(t, simcluster.Config{Version: "4.0"})
-	l := openLane(t, open(t, c, nil))
-	verdicts(t, write(t, l, item("k", 9, 99)), pump.Done)
-	verdicts(t, write(t, l, item("k", 2, 22)), pump.Done)
+	c := sinktest.Cluster(t, simcluster.Config{Version: "4.0"})
+	l := sinktest.Lane(t, open(t, c, nil))
+	sinktest.Verdicts(t, sinktest.Write(t, l, item("k", 9, 99)), pump.Done)
+	sinktest.Verdicts(t, sinktest.Write(t, l, item("k", 2, 22)), pump.Done)
 	if d, _ := c.Bucket("default").Get([]byte("k")); d.Rev != 2 || d.CAS != 22 {
 		t.Errorf("holds %+v", d)
 	}
 	packed := item("packed", 1, 1)
 	packed.Datatype = mcbp.DatatypeSnappy
-	verdicts(t, write(t, l, packed, item(strings.Repeat("k", 251), 1, 1)), pump.Rejected, pump.Rejected)
+	sinktest.Verdicts(t, sinktest.Write(t, l, packed, item(strings.Repeat("k", 251), 1, 1)), pump.Rejected, pump.Rejected)
 }
 
 // TestCapturedPushes sends the items of the recorded pushes. What goes out must
@@ -552,7 +503,7 @@ func TestAppendCostsNothing(t *testing.T) {
 // TestNewServers: servers from 5.0 on take no TAP, which is said before anything is
 // read.
 func TestNewServers(t *testing.T) {
-	s := open(t, startCluster(t, simcluster.Config{Version: "6.6.5"}), nil)
+	s := open(t, sinktest.Cluster(t, simcluster.Config{Version: "6.6.5"}), nil)
 	defer s.Close()
 	if err := s.Check(t.Context()); pump.CodeOf(err) != "no-tap" || pump.ClassOf(err) != pump.ClassUsage || !strings.Contains(pump.HintOf(err), "dcp://") {
 		t.Errorf("%v (%s)", err, pump.HintOf(err))

@@ -48,9 +48,7 @@ func (r *run) commitEarly(ctx context.Context, over <-chan struct{}) error {
 		slices.Sort(open)
 		dst := r.dst.survey(ctx)
 		good := slices.DeleteFunc(slices.Clone(open), func(vb uint16) bool { return r.compare(vb, nil, dst) != nil })
-		for _, vb := range good {
-			r.accept(ctx, vb)
-		}
+		r.accept(ctx, good)
 		open = slices.DeleteFunc(open, func(vb uint16) bool { return slices.Contains(good, vb) })
 		if err := r.commit(ctx, r.again.once()); err != nil {
 			return err

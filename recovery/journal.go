@@ -3,9 +3,11 @@ package recovery
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/pump/checkpoint"
+	"github.com/cbpump/cbpump/pump/compare"
 )
 
 // journal keeps in a folder which vbuckets were transferred whole, and to whom, so
@@ -108,19 +110,22 @@ func (r *run) keep() pump.Checkpoint {
 // at its owner just as the source has it.
 func (r *run) recall(ctx context.Context) error {
 	// The source may have been written to since then: counts alone would not tell.
-	if r.journal == nil || len(r.journal.before) == 0 || r.opt.Verifier == nil {
+	if r.journal == nil || len(r.journal.before) == 0 || r.opt.Verify == compare.Count && r.opt.Verifier == nil {
 		return nil
 	}
 	src, dst := r.src.survey(ctx), r.dst.survey(ctx)
-	var open []uint16
+	var open, same []uint16
 	for _, vb := range r.todo {
 		m, known := r.journal.before[vb]
-		o := r.out[vb]
-		if !known || string(m.State) != string(r.journalState(vb)) {
+		if !known || string(m.State) != string(r.journalState(vb)) || r.compare(vb, src, dst) != nil {
 			open = append(open, vb)
 			continue
 		}
-		err := r.compare(vb, src, dst)
+		same = append(same, vb)
+	}
+	bad := r.examine(ctx, same, true)
+	for _, vb := range same {
+		o, err := r.out[vb], bad[vb]
 		if err == nil {
 			err = r.inspect(ctx, vb)
 		}
@@ -140,6 +145,7 @@ func (r *run) recall(ctx context.Context) error {
 	if n := len(r.todo) - len(open); n > 0 {
 		r.warn("recalled", fmt.Sprintf("%s came whole in an earlier run, still like the source: not transferred again", count(n, "vbucket")), "")
 	}
+	slices.Sort(open)
 	r.todo = open
 	return nil
 }

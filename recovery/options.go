@@ -11,6 +11,7 @@ import (
 
 	"github.com/cbpump/cbpump/cluster"
 	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/pump/compare"
 )
 
 // Endpoint is one of the two clusters.
@@ -55,8 +56,14 @@ type Options struct {
 	Settings pump.Settings // of the engine; the zero value means the defaults
 	Limits   *pump.Limits  // of the transfer; nil: none
 	Monitor  *pump.Monitor // shows what the transfer is doing; may be nil
-	// Verifier checks more than item counts before a vbucket is activated; nil
-	// means that counts decide.
+	// Verify is how closely a vbucket is compared with the source before it is made
+	// active: compare.Digest ("" too), compare.Full or compare.Count.
+	Verify compare.Mode
+	// TempDir is where comparing puts what does not fit into memory; "": the system's
+	// folder for temporary files.
+	TempDir string
+	// Verifier is asked too about each vbucket that is found to be like the source; may
+	// be nil.
 	Verifier Verifier
 
 	// SourceOptions and SinkOptions are those of the two ends of the transfer; the
@@ -129,6 +136,12 @@ func (o *Options) check() error {
 	case APIAuto, APIProposal, APIController:
 	default:
 		return pump.Usagef("--recovery-api %q: it is %s, %s or %s", o.API, APIAuto, APIProposal, APIController)
+	}
+	if o.Verify == "" {
+		o.Verify = compare.Digest
+	}
+	if !slices.Contains(compare.Modes(), o.Verify) {
+		return pump.Usagef("--verify %q: it is count, digest or full", o.Verify)
 	}
 	if o.Transfer == "" {
 		o.Transfer = TransferAuto

@@ -49,8 +49,9 @@ type run struct {
 	todo      []uint16          // to be transferred
 	owners    map[uint16]string // named by the dialect
 	tally     *tally
-	verified  []uint16 // may be activated (invariant 6)
-	publish   []uint16 // active at their owners and verified
+	verified  []uint16        // may be activated (invariant 6)
+	told      map[string]bool // warnings about vbuckets that cannot be read, each once
+	publish   []uint16        // active at their owners and verified
 
 	journal *journal // nil: none is kept
 

@@ -16,6 +16,7 @@ import (
 type tally struct {
 	mu       sync.Mutex
 	complete map[uint16]uint64 // proven whole, with so many live items
+	reached  map[uint16]uint64 // up to which seqno that was; 0: the source does not number items
 	refused  map[uint16]*refusals
 	arrived  []uint16      // complete since the last call of arrivals
 	wake     chan struct{} // has one when arrived is not empty
@@ -24,7 +25,7 @@ type tally struct {
 
 func newTally(vbs []uint16) *tally {
 	t := &tally{
-		complete: make(map[uint16]uint64), refused: make(map[uint16]*refusals), wake: make(chan struct{}, 1),
+		complete: make(map[uint16]uint64), reached: make(map[uint16]uint64), refused: make(map[uint16]*refusals), wake: make(chan struct{}, 1),
 		wanted: make([]atomic.Bool, int(pump.NoVBucket)+1),
 	}
 	for _, vb := range vbs {
@@ -69,7 +70,7 @@ func (t *tally) marks(marks []pump.Mark) {
 				t.arrived = append(t.arrived, m.VBucket)
 				t.wanted[m.VBucket].Store(false)
 			}
-			t.complete[m.VBucket] = m.Items
+			t.complete[m.VBucket], t.reached[m.VBucket] = m.Items, m.Seqno
 		}
 	}
 	if len(t.arrived) > 0 {

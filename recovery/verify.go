@@ -11,15 +11,15 @@ import (
 	"github.com/cbpump/cbpump/pump"
 )
 
-// Check is a vbucket whose item counts agree, to be looked at more closely.
+// Check is a vbucket that was found to be like the source.
 type Check struct {
 	VBucket     uint16
-	Items       uint64 // live items on both sides
+	Items       uint64 // live items at the destination
 	Source      cluster.KVConfig
 	Destination cluster.KVConfig // its owner; the vbucket is replica there, and active only if an earlier run activated it
 }
 
-// Verifier compares more of a vbucket than its item count. It opens its own
+// Verifier looks at a vbucket beyond Options.Verify. It opens its own
 // connections and changes nothing. An error keeps the vbucket from being
 // activated, and is its outcome.
 type Verifier interface {
@@ -60,15 +60,17 @@ func (r *run) verify(ctx context.Context, good []uint16) error {
 			return err
 		}
 	}
+	var agree []uint16
 	for _, vb := range slices.Sorted(slices.Values(slices.Concat(good, published))) {
 		if reasons[vb] != nil {
 			r.fail(PhaseVerify, vb, reasons[vb])
-			continue
+		} else {
+			agree = append(agree, vb)
 		}
-		r.accept(ctx, vb)
-		if ctx.Err() != nil {
-			return r.interrupted()
-		}
+	}
+	r.accept(ctx, agree)
+	if ctx.Err() != nil {
+		return r.interrupted()
 	}
 	if r.publisher != nil {
 		r.keepUnproven()
@@ -79,22 +81,29 @@ func (r *run) verify(ctx context.Context, good []uint16) error {
 	return nil
 }
 
-// accept passes on a vbucket whose counts agree, unless the Verifier objects.
-func (r *run) accept(ctx context.Context, vb uint16) {
-	err := r.inspect(ctx, vb)
-	if ctx.Err() != nil {
-		return
+// accept passes on the vbuckets whose counts agree, unless they are found to differ
+// or the Verifier objects (invariant 6).
+func (r *run) accept(ctx context.Context, vbs []uint16) {
+	bad := r.examine(ctx, vbs, false)
+	for _, vb := range vbs {
+		err := bad[vb]
+		if err == nil {
+			err = r.inspect(ctx, vb)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil {
+			r.fail(PhaseVerify, vb, err)
+			continue
+		}
+		if o := r.out[vb]; o.State == StateActive {
+			r.publish = append(r.publish, vb)
+		} else {
+			r.verified = append(r.verified, vb)
+		}
+		r.step(PhaseVerify, vb, StepVerified)
 	}
-	if err != nil {
-		r.fail(PhaseVerify, vb, err)
-		return
-	}
-	if o := r.out[vb]; o.State == StateActive {
-		r.publish = append(r.publish, vb)
-	} else {
-		r.verified = append(r.verified, vb)
-	}
-	r.step(PhaseVerify, vb, StepVerified)
 }
 
 // inspect asks the Verifier about a vbucket.

@@ -163,6 +163,7 @@ type runner struct {
 	dir      *folder
 	interned interned
 	fields   pump.Fields
+	exact    bool // both sides deal keys out to vbuckets alike
 	report   *Report
 
 	mu     sync.Mutex // guards last and calls of Progress
@@ -299,6 +300,9 @@ func (r *runner) open(ctx context.Context, vbs [2][]uint16) (sides [2]*opened, e
 		}
 	}
 	r.fields = told[0] & told[1]
+	if r.exact, err = sameLayout(ctx, sides); err != nil {
+		return sides, err
+	}
 	r.report.Skipped = nil
 	if r.cfg.Mode == Count {
 		r.fields = 0
@@ -320,6 +324,23 @@ func (r *runner) open(ctx context.Context, vbs [2][]uint16) (sides [2]*opened, e
 	}
 	r.report.Fields = r.fields & ofItems
 	return sides, nil
+}
+
+// sameLayout reports that both sides say how many vbuckets they have, and have as
+// many.
+func sameLayout(ctx context.Context, sides [2]*opened) (bool, error) {
+	var n [2]int
+	for i, o := range sides {
+		c, ok := pump.As[pump.VBucketCounter](o.source)
+		if !ok {
+			return false, nil
+		}
+		var err error
+		if n[i], err = c.VBucketCount(ctx); err != nil {
+			return false, unreadable(i, err)
+		}
+	}
+	return n[0] == n[1] && n[0] > 0, nil
 }
 
 // scan opens both sides and reads them.
@@ -378,7 +399,7 @@ func (r *runner) sums(ctx context.Context) error {
 		}
 		differ, named := bins[0].differ(bins[1])
 		r.fill(bins)
-		if len(differ) == 0 && named || equalBins(bins) {
+		if len(differ) == 0 && named || equalBins(bins) && !r.exact {
 			return nil
 		}
 		r.mu.Lock()
@@ -456,7 +477,7 @@ func (r *runner) fill(b [2]bins) {
 		rep.Unequal = !equalBins(b)
 		return
 	}
-	if equalBins(b) {
+	if equalBins(b) && !r.exact {
 		differ = nil // the sides deal keys out to different numbers of vbuckets
 	}
 	seen := map[uint16]bool{}
@@ -782,7 +803,7 @@ func (r *runner) merge(tallies []tally) {
 
 // again lists the vbuckets to be read a second time; nil means all.
 func (r *runner) again() []uint16 {
-	if r.layout.disagree || !r.layout.agree || r.layout.vbs[pump.NoVBucket] {
+	if !r.exact && (r.layout.disagree || !r.layout.agree) || r.layout.vbs[pump.NoVBucket] {
 		return nil
 	}
 	var out []uint16

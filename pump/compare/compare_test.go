@@ -566,6 +566,47 @@ func TestFields(t *testing.T) {
 	}
 }
 
+// numbered is a source that knows how many vbuckets there are.
+type numbered struct {
+	pump.Source
+	n int
+}
+
+func (s *numbered) VBucketCount(context.Context) (int, error) { return s.n, nil }
+
+// TestWrongVBucket: where both sides have the same number of vbuckets, an item in
+// another one is not where clients look for it.
+func TestWrongVBucket(t *testing.T) {
+	side := func(n int, vb uint16) compare.Side {
+		return compare.Side{Open: func(context.Context, []uint16) (pump.Source, error) {
+			it := item("k", "v")
+			it.VBucket = vb
+			return &numbered{&pumptest.MemSource{Parts: [][]pump.Item{{it}}}, n}, nil
+		}}
+	}
+	for _, c := range []struct {
+		src, dst compare.Side
+		equal    bool
+	}{
+		{side(8, 3), side(8, 3), true},
+		{side(8, 3), side(8, 4), false},
+		{side(8, 3), side(16, 11), true},
+		{side(0, 3), side(0, 4), true},
+	} {
+		for _, mode := range compare.Modes() {
+			cfg := config(t, c.src, c.dst)
+			cfg.Mode = mode
+			r, err := compare.Run(context.Background(), cfg)
+			if err != nil || r.Equal() != c.equal {
+				t.Errorf("%s: %v, %v, want equal %v", mode, r, err, c.equal)
+			}
+			if mode == compare.Full && !c.equal && (r.Missing != 1 || r.Extra != 1) {
+				t.Errorf("%v", r)
+			}
+		}
+	}
+}
+
 // TestCounts: counts of the servers need no reading; one side without any makes
 // both be read.
 func TestCounts(t *testing.T) {

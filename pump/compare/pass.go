@@ -125,7 +125,7 @@ func (p *pass) filter() func(*pump.Item) bool {
 		return given
 	}
 	return func(it *pump.Item) bool {
-		return (given == nil || given(it)) && wanted.has(p.seeds.hash(it.Key, it.Collection))
+		return (given == nil || given(it)) && wanted.has(p.identity(it))
 	}
 }
 
@@ -155,10 +155,20 @@ func (c *collector) Lanes(ctx context.Context, _ int) ([]pump.Lane, error) {
 // Route gives every key the lane of its partition, so that the records of a key
 // stay in order (invariant 5).
 func (c *collector) Route(it *pump.Item) int {
-	return c.p.laneOf(partitionOf(c.p.seeds.hash(it.Key, it.Collection)))
+	return c.p.laneOf(partitionOf(c.p.identity(it)))
 }
 
 func (c *collector) Close() error { return nil }
+
+// identity is what a key is found by on both sides: with its vbucket, where both
+// have the same number of them, since a key in the wrong one is found by nobody.
+func (r *runner) identity(it *pump.Item) uint64 {
+	h := r.seeds.hash(it.Key, it.Collection)
+	if r.exact {
+		h = mix(h + uint64(it.VBucket))
+	}
+	return h
+}
 
 // lane makes records of items.
 type lane struct {
@@ -218,7 +228,7 @@ func (l *lane) Close() error {
 
 // record appends the record of an item.
 func (l *lane) record(to *store, side int, it *pump.Item) error {
-	hash := l.p.seeds.hash(it.Key, it.Collection)
+	hash := l.p.identity(it)
 	l.scratch = l.p.seeds.stateOf(it, &l.state, l.scratch)
 	width := l.p.widths[side]
 	if width == digestWidth {

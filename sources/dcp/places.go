@@ -60,3 +60,37 @@ func (p *oneNode) Locate(ctx context.Context) (*places.Layout, error) {
 }
 
 func (p *oneNode) Close() {}
+
+// owned is a cluster of whose vbuckets the caller says where they are (Config.Owners).
+type owned struct {
+	places.Places
+	owners map[uint16]string
+}
+
+func (p *owned) Locate(ctx context.Context) (*places.Layout, error) {
+	l, err := p.Places.Locate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	own := *l
+	own.Active, own.Not = p.owners, map[uint16]string{}
+	return &own, nil
+}
+
+// admit counts replicas that are to be read as they are among the active ones.
+func (s *Source) admit(have map[uint16]cluster.VBInfo) {
+	for vb := range s.cfg.Owners {
+		if info, ok := have[vb]; ok && info.State == mcbp.VBReplica {
+			info.State = mcbp.VBActive
+			have[vb] = info
+		}
+	}
+}
+
+// admitted is the state of the vbuckets that are asked about; mcbp.VBAbsent is any.
+func (s *Source) admitted() mcbp.VBState {
+	if s.cfg.Owners != nil {
+		return mcbp.VBAbsent
+	}
+	return mcbp.VBActive
+}

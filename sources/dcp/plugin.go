@@ -3,6 +3,7 @@ package dcp
 import (
 	"context"
 	"errors"
+	"maps"
 	"strings"
 	"time"
 
@@ -61,6 +62,11 @@ type Config struct {
 	TLS     cluster.TLS // used where URL asks for TLS
 	Network string      // cluster.NetworkAuto (also ""), …
 	Options Options     // the zero value means DefaultOptions
+
+	// Owners names the node (KV host:port) of vbuckets that are read there whether
+	// they are active or replica, whatever the bucket's map says: a recovery looks at
+	// what it has written before it makes it active.
+	Owners map[uint16]string
 }
 
 // New returns a source. It makes no connection; its errors are of wrong use.
@@ -102,6 +108,9 @@ func New(_ context.Context, cfg Config) (*Source, error) {
 		return nil, err
 	}
 	s.at.Places = nodes
+	if cfg.Owners != nil {
+		s.at.Places = &owned{Places: nodes, owners: maps.Clone(cfg.Owners)}
+	}
 	return s, nil
 }
 

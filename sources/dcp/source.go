@@ -106,6 +106,7 @@ func (s *Source) checkNode(ctx context.Context, l *places.Layout, addr string, v
 	if err != nil {
 		return nil, err
 	}
+	s.admit(have)
 	for _, vb := range vbs {
 		if state := have[vb].State; state != mcbp.VBActive {
 			return notActive(vb, addr, state.String()), nil

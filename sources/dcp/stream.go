@@ -325,6 +325,7 @@ func (s *stream) status(ctx context.Context, addr string, parts []*part) (st sta
 			return st, err
 		}
 		if st.info, err = conn.VBucketDetails(ctx); err == nil {
+			s.src.admit(st.info)
 			st.high, err = s.highs(ctx, conn, active(st.info, parts))
 		}
 		switch {
@@ -352,7 +353,7 @@ func (s *stream) highs(ctx context.Context, conn *cluster.Conn, vbs []uint16) (m
 	if s.filter != nil {
 		return conn.CollectionHighSeqnos(ctx, vbs, s.chosen, wait)
 	}
-	return conn.HighSeqnos(ctx, vbs, mcbp.VBActive, wait)
+	return conn.HighSeqnos(ctx, vbs, s.src.admitted(), wait)
 }
 
 func active(info map[uint16]cluster.VBInfo, parts []*part) (vbs []uint16) {

@@ -143,6 +143,9 @@ Running
                                        destination (controller)
       --checkpoint FOLDER              keep there which vbuckets have come whole, so that
                                        a run that was killed need not fetch them again
+      --verify MODE                    how closely a vbucket is compared with the source
+                                       before it is made active: count, digest or full
+                                       (default digest)
       --transfer HOW                   how vbuckets are pushed: auto, tap, dcp or
                                        with-meta (default auto)
   -t, --threads N                      parallel writers, up to 256 (default: the sink's
@@ -150,8 +153,9 @@ Running
 ` + limitsHelp + `  -x, --extra NAME=VALUE               an option of the engine, the source or the sink;
                                        may be repeated, or a=1,b=2
 ` + outputHelp + exitHelp + `
-  A vbucket is made active only when every item of it is confirmed and the counts
-  agree. What is left is named; running the same command again does only that.
+  A vbucket is made active only when every item of it is confirmed and it was read
+  back and found like the source (--verify). What is left is named; running the
+  same command again does only that.
 
 Examples
   cbrecovery http://10.1.2.3:8091 http://10.3.4.5:8091 -n -U admin

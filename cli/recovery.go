@@ -11,6 +11,7 @@ import (
 
 	"github.com/cbpump/cbpump/cluster"
 	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/pump/compare"
 	"github.com/cbpump/cbpump/recovery"
 )
 
@@ -23,6 +24,7 @@ type recoveryFlags struct {
 	resume     bool
 	checkpoint string
 	transfer   string
+	verify     string
 }
 
 func newRecoveryFlags(name string) *recoveryFlags {
@@ -37,6 +39,7 @@ func newRecoveryFlags(name string) *recoveryFlags {
 	s.BoolVar(&f.resume, "resume", false, "")
 	s.StringVar(&f.checkpoint, "checkpoint", "", "")
 	s.StringVar(&f.transfer, "transfer", recovery.TransferAuto, "")
+	s.StringVar(&f.verify, "verify", string(compare.Digest), "")
 	f.addShared()
 	return f
 }

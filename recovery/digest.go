@@ -115,7 +115,7 @@ func (r *run) examination(vbs []uint16, mode compare.Mode) compare.Config {
 	return compare.Config{
 		Source: compare.Side{Open: func(ctx context.Context, some []uint16) (pump.Source, error) { return r.openSource(ctx, list(some)) }},
 		Sink:   compare.Side{Open: func(ctx context.Context, some []uint16) (pump.Source, error) { return r.openCopies(ctx, list(some)) }},
-		Mode:   mode, Settings: r.opt.Settings, Memory: examineMemory, Dir: r.opt.TempDir,
+		Mode:   mode, Settings: r.opt.Settings, Memory: examineMemory,
 		// Deletions are pushed as they are, so both sides tell the same of them.
 		Tombstones: r.plan.Engine.Source == TransferDCP && r.plan.Engine.Sink == TransferDCP,
 		Log:        r.opt.Log.Named("verify"),

@@ -5,7 +5,8 @@
 // Run drives the specification's main control function in phases: Plan reads both
 // clusters and changes nothing; Prepare makes the missing vbuckets replicas at
 // their owners; Transfer pumps them there, over what both sides speak (Engine);
-// Verify compares item counts; then they are made active and published.
+// Verify compares item counts, then what the owners hold with the source
+// (Options.Verify); then they are made active and published.
 //
 // The last step is where the two REST interfaces of destinations differ. A
 // Publisher (the specification's own) activates all verified vbuckets with one

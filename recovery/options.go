@@ -59,9 +59,6 @@ type Options struct {
 	// Verify is how closely a vbucket is compared with the source before it is made
 	// active: compare.Digest ("" too), compare.Full or compare.Count.
 	Verify compare.Mode
-	// TempDir is where comparing puts what does not fit into memory; "": the system's
-	// folder for temporary files.
-	TempDir string
 	// Verifier is asked too about each vbucket that is found to be like the source; may
 	// be nil.
 	Verifier Verifier

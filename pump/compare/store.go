@@ -52,7 +52,7 @@ func (f *folder) remove() error {
 
 func spillError(op string, err error) error {
 	return &pump.Error{Class: pump.ClassFailed, Code: "temporary-files", Op: "compare: " + op, Err: plainIO(err),
-		Hint: "What does not fit into memory goes to temporary files. --temp-dir (or TMPDIR) names a folder with more room; --compare-memory grants more memory."}
+		Hint: "What does not fit into memory goes to temporary files. TMPDIR (cbtransfer: also --temp-dir) names a folder with more room."}
 }
 
 // plainIO keeps a refused temporary file from looking like a refused login.

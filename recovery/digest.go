@@ -97,7 +97,7 @@ func (f *finding) note(d *compare.Difference) {
 	if f.n++; f.n > maxNamedKeys {
 		return
 	}
-	text := fmt.Sprintf("%s <ud>%s</ud>", d.Kind, printKey(d.Key))
+	text := fmt.Sprintf("%s %s", d.Kind, pump.UserData(d.Key))
 	if d.Fields != 0 {
 		text += fmt.Sprintf(" (%s)", d.Fields)
 	}
@@ -112,23 +112,47 @@ func (r *run) examination(vbs []uint16, mode compare.Mode) compare.Config {
 		}
 		return some
 	}
+	open := func(end Endpoint, open func(context.Context, pump.Env) (pump.Source, error)) compare.Side {
+		return compare.Side{Open: func(ctx context.Context, some []uint16) (pump.Source, error) {
+			env := r.env(end, list(some))
+			env.Threads = examineStreams
+			source, err := open(ctx, env)
+			if err != nil {
+				return nil, err
+			}
+			return unchecked{source}, nil
+		}}
+	}
 	return compare.Config{
-		Source: compare.Side{Open: func(ctx context.Context, some []uint16) (pump.Source, error) { return r.openSource(ctx, list(some)) }},
-		Sink:   compare.Side{Open: func(ctx context.Context, some []uint16) (pump.Source, error) { return r.openCopies(ctx, list(some)) }},
-		Mode:   mode, Settings: r.opt.Settings, Memory: examineMemory,
+		Source: open(r.opt.Source, func(ctx context.Context, env pump.Env) (pump.Source, error) {
+			return r.plan.Engine.openSource(ctx, r, env)
+		}),
+		Sink: open(r.opt.Destination, r.openCopies),
+		Mode: mode, Settings: r.opt.Settings, Memory: examineMemory,
 		// Deletions are pushed as they are, so both sides tell the same of them.
 		Tombstones: r.plan.Engine.Source == TransferDCP && r.plan.Engine.Sink == TransferDCP,
 		Log:        r.opt.Log.Named("verify"),
 	}
 }
 
+// examineStreams is over how many streams each side is read: each has connections
+// of its own to the nodes, whose logins take longer than a few documents.
+const examineStreams = 2
+
+// unchecked is a source that is not asked whether it can be used: the run has just
+// used both ends.
+type unchecked struct{ pump.Source }
+
+func (unchecked) Check(context.Context) error { return nil }
+func (u unchecked) Unwrap() any               { return u.Source }
+
 // openCopies opens the owners' copies of vbuckets for reading.
-func (r *run) openCopies(ctx context.Context, vbs []uint16) (pump.Source, error) {
+func (r *run) openCopies(ctx context.Context, env pump.Env) (pump.Source, error) {
 	d, o := r.opt.Destination, sourcedcp.DefaultOptions()
 	s := r.opt.SourceOptions
 	o.IdleTimeout, o.BufferSize, o.OpenVBuckets, o.MapWait = s.IdleTimeout, s.BufferSize, s.OpenVBuckets, s.MapWait
 	return sourcedcp.New(ctx, sourcedcp.Config{
-		URL: d.URL, Env: r.env(d, vbs), TLS: d.TLS, Network: d.Network, Options: o, Owners: r.destinations(vbs),
+		URL: d.URL, Env: env, TLS: d.TLS, Network: d.Network, Options: o, Owners: r.destinations(env.VBuckets),
 	})
 }
 

@@ -62,6 +62,7 @@ func Recovery(ctx context.Context, r *pump.Registry, p *Process) int {
 	}
 	if err == nil {
 		defer unwatch()
+		defer memoryLimit(p, opt.Settings.Memory, 0)()
 		opt.Stop, opt.Monitor = stop.Stop, &pump.Monitor{}
 		stop.showStatus(func() string { return job.status(opt.Monitor) })
 		err = f.profiled(func() (err error) {

@@ -60,6 +60,13 @@ func Transfer(ctx context.Context, r *pump.Registry, p *Process) int {
 	defer release()
 	stop.showStatus(job.status)
 	err := job.prepare(p, r)
+	if err == nil {
+		beside := int64(0)
+		if job.compare != nil {
+			beside = int64(job.compare.memory)
+		}
+		defer memoryLimit(p, job.settings.Memory, beside)()
+	}
 	switch {
 	case err != nil:
 	case f.onlyCompares():

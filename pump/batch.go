@@ -19,7 +19,8 @@ type Batch struct {
 	causes   map[int]error
 	arena    []byte
 	used     int
-	beyond   int // bytes that Alloc gave beside the arena
+	beyond   int         // bytes that Alloc gave beside the arena
+	grow     func(n int) // waits until there is memory for n bytes more; may be nil
 }
 
 // Mark is a position of a stream from which it can go on, and the proof that a
@@ -62,6 +63,9 @@ func (b *Batch) Arena() []byte { return b.arena }
 // that is larger than the usual arena. It must not be called once items are in.
 func (b *Batch) GrowArena(n int) {
 	if n > len(b.arena) {
+		if b.grow != nil {
+			b.grow(n - len(b.arena))
+		}
 		b.arena = make([]byte, n)
 		b.used = 0
 	}
@@ -75,6 +79,9 @@ func (b *Batch) Free() int { return len(b.arena) - b.used }
 // Free and return the batch before that happens for ordinary items.
 func (b *Batch) Alloc(n int) []byte {
 	if n > b.Free() {
+		if b.grow != nil {
+			b.grow(n)
+		}
 		b.beyond += n
 		return make([]byte, n)
 	}

@@ -15,6 +15,7 @@ type budget struct {
 	limit  int64
 	used   int64
 	routed int  // batches that the lanes have: they come back by themselves
+	grown  int  // batches that are being read and took more than their arena
 	waited bool // somebody had to wait since waits was called
 	idle   []*parcel
 }
@@ -27,6 +28,10 @@ type parcel struct {
 	open   int32     // lanes that still have items of it, and the router; atomic
 	cost   int64     // bytes charged
 	which  [][]int32 // by lane, the indices of its items
+	grown  bool      // it counts among budget.grown
+
+	// ctx is that of the read that is under way: a batch grows within Read.
+	ctx context.Context
 }
 
 // itemCost is what one item costs beside its bytes: its header in the source's
@@ -65,10 +70,37 @@ func (b *budget) take(ctx context.Context, size int) (*parcel, error) {
 	if n := len(b.idle); n > 0 {
 		p := b.idle[n-1]
 		b.idle = b.idle[:n-1]
-		p.cost = int64(size)
+		p.cost, p.ctx = int64(size), ctx
 		return p, nil
 	}
-	return &parcel{batch: NewBatch(size), cost: int64(size)}, nil
+	p := &parcel{batch: NewBatch(size), cost: int64(size), ctx: ctx}
+	p.batch.grow = func(n int) { b.grow(p, int64(n)) }
+	return p, nil
+}
+
+// grow waits until a batch may take n bytes beyond its arena, for an item that is
+// larger: else each stream would hold one such item, however little memory there
+// is. One is let through when nothing else will come back by itself. When the read
+// is over anyway it does not wait; Read sees that for itself.
+func (b *budget) grow(p *parcel, n int64) {
+	others := func() bool { return b.grown == 0 || b.grown == 1 && p.grown }
+	if b.wait(p.ctx, n, func() bool { return b.routed == 0 && others() }) != nil {
+		return
+	}
+	p.cost += n
+	if !p.grown {
+		p.grown = true
+		b.grown++
+	}
+	b.mu.Unlock()
+}
+
+// read says, with the lock held, that a batch is not being read any more.
+func (b *budget) read(p *parcel) {
+	if p.grown {
+		p.grown = false
+		b.grown--
+	}
 }
 
 // charge waits until what a filled batch holds beyond its first charge fits.
@@ -81,6 +113,7 @@ func (b *budget) charge(ctx context.Context, p *parcel) error {
 		return err
 	}
 	p.cost += more
+	b.read(p)
 	b.routed++
 	b.mu.Unlock()
 	return nil
@@ -124,6 +157,7 @@ func (b *budget) give(p *parcel, size int, routed, scribble bool) {
 	}
 	b.mu.Lock()
 	b.used -= p.cost
+	b.read(p)
 	if routed {
 		b.routed--
 	}

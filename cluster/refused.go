@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -116,15 +117,15 @@ type ErrorInfo struct {
 	Attrs []string `json:"attrs"` // "retry-now", "retry-later", "fetch-config", …
 }
 
+// Is reports that the server calls a status by one of the attributes.
+func (m ErrorMap) Is(s mcbp.Status, attributes ...string) bool {
+	return slices.ContainsFunc(m[s].Attrs, func(a string) bool { return slices.Contains(attributes, a) })
+}
+
 func (m ErrorMap) name(s mcbp.Status) string { return clip(m[s].Name, 40) }
 
 func (m ErrorMap) retry(s mcbp.Status) bool {
-	for _, a := range m[s].Attrs {
-		if a == "retry-now" || a == "retry-later" || a == "temp" {
-			return true
-		}
-	}
-	return false
+	return m.Is(s, "retry-now", "retry-later", "temp")
 }
 
 // ErrorMap asks the node for the names of its statuses, once per connection; from

@@ -176,6 +176,10 @@ func (d *dialect) Link(ctx context.Context, s *mc.CBSink, b *cluster.Bucket, add
 		return nil, mc.Traits{}, err
 	}
 	t := mc.TraitsOf(c, b)
+	if t.Errors, err = admin.ErrorMap(ctx); err != nil {
+		_, _ = c.Close(), admin.Close()
+		return nil, mc.Traits{}, err
+	}
 	return newLink(d, s.Manifest, c, admin, opened.DeleteTimes, t), t, nil
 }
 

@@ -314,7 +314,7 @@ func (l *cbLane) connect(ctx context.Context, n *node) error {
 			n.link = nil
 			return err
 		}
-		n.states, n.asked, n.in = states, true, make([]bool, len(states))
+		n.states, n.asked, n.in, n.rulings.known = states, true, make([]bool, len(states)), n.traits.Errors
 		return nil
 	}
 	known, _ := l.view.bucket.NodeByKV(n.addr)
@@ -322,11 +322,17 @@ func (l *cbLane) connect(ctx context.Context, n *node) error {
 	if err != nil {
 		return err
 	}
+	said, err := c.ErrorMap(ctx)
+	if err != nil {
+		_ = c.Close()
+		return err
+	}
 	n.states, n.asked = states, true
 	n.conn, n.pipe = c, pipe.New(c.NetConn(), c.Reader(), l.sink.cfg.Options.Timeout)
 	if n.traits = TraitsOf(c, l.view.bucket); !n.traits.Modern {
 		n.traits.Version = known.Version
 	}
+	n.traits.Errors, n.rulings.known = said, said
 	l.sink.log.Debug("connected", "node", n.addr, "for", l.sink.dialect.Name())
 	return nil
 }

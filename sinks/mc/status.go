@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/cbpump/cbpump/cluster"
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
 )
@@ -40,6 +41,7 @@ type Ruling struct {
 // status, so that a million refused items do not make a million errors.
 type Rulings struct {
 	where string
+	known cluster.ErrorMap // what the server says of its statuses, if it does
 	made  map[rulingKey]Ruling
 }
 
@@ -60,6 +62,9 @@ func (r *Rulings) Of(req Request, s mcbp.Status) Ruling {
 		return made
 	}
 	made := rule(req, s)
+	if made.Cause == errUnknownStatus {
+		made = ruleByMap(r.known, s)
+	}
 	if made.Cause != nil {
 		made.Cause.Op = "write to " + r.where
 		if req == ReqGet {
@@ -143,5 +148,26 @@ func rule(req Request, s mcbp.Status) Ruling {
 		}
 		return stop("not-supported", "the destination does not know the request", "")
 	}
-	return stop("unknown-status", "the destination gave an answer that this program does not know", "")
+	return Ruling{Stop: true, Cause: errUnknownStatus}
+}
+
+// errUnknownStatus is the cause where the table has no row.
+var errUnknownStatus = &pump.Error{Code: "unknown-status", Err: errors.New("the destination gave an answer that this program does not know")}
+
+// ruleByMap rules by the server's own map of errors on statuses that came after this
+// program. What the map does not tell either stops the run.
+func ruleByMap(m cluster.ErrorMap, s mcbp.Status) Ruling {
+	said := fmt.Errorf("the destination gave an answer that this program does not know, and calls it %s: %s", m[s].Name, m[s].Text)
+	switch {
+	case m[s].Name == "":
+		why := *errUnknownStatus
+		return Ruling{Stop: true, Cause: &why}
+	case m.Is(s, "auth"):
+		return Ruling{Stop: true, Cause: &pump.Error{Class: pump.ClassDenied, Code: "access-denied", Err: said}}
+	case m.Is(s, "retry-now", "retry-later", "temp", "auto-retry", "item-locked", "fetch-config"):
+		return Ruling{Verdict: pump.Retry, Cause: &pump.Error{Code: "destination-later", Err: said, Retry: true}}
+	case m.Is(s, "item-only", "invalid-input"):
+		return Ruling{Verdict: pump.Rejected, Cause: &pump.Error{Code: "item-invalid", Err: said}}
+	}
+	return Ruling{Stop: true, Cause: &pump.Error{Code: "unknown-status", Err: said}}
 }

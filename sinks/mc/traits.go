@@ -21,6 +21,8 @@ type Traits struct {
 
 	JSON, Snappy, Xattr bool // datatype bits that it takes
 	Collections         bool // keys carry their collection's id
+
+	Errors cluster.ErrorMap // what the node says of statuses that are not known here
 }
 
 // TraitsOf reads the traits of a new connection.

@@ -91,13 +91,12 @@ func benchMain(ctx context.Context, args []string, out, errOut io.Writer) error 
 func measureSize(ctx context.Context, o *benchOptions, dir string, size int, r *report, out io.Writer) (err error) {
 	s := &stores{command: o.command, dir: dir, sources: map[string]*child{}, at: map[string]served{}}
 	defer func() { err = errors.Join(err, s.close()) }()
-	items := itemsFor(size, o.scale)
 	control := true
 	for _, p := range pairs {
 		if !strings.Contains(p.name, o.pairs) {
 			continue
 		}
-		st, err := s.prepare(ctx, p, items, size)
+		st, err := s.prepare(ctx, p, itemsFor(p, size, o.scale), size)
 		if err != nil {
 			return err
 		}

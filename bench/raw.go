@@ -120,21 +120,33 @@ type rawWriter struct {
 
 func (w *rawWriter) encode(items, size int, meta bool) {
 	for i := range w.out {
-		w.out[i] = make([]byte, 0, items*(size+80)/rawConns+1024)
+		w.out[i] = make([]byte, 0, items*(size+80)/rawConns*11/10+1024)
 	}
 	var key []byte
-	for i := range items {
-		key = appendKey(key[:0], i)
-		p := &w.out[i%rawConns]
-		if !meta {
+	if !meta {
+		for i := range items {
+			key = appendKey(key[:0], i)
+			p := &w.out[i%rawConns]
 			*p = mcbp.AppendStore(*p, mcbp.OpSetQ, uint32(i), 0, 0, 0, 0, key, valueOf(i, size))
-			continue
 		}
-		m := mcbp.WithMeta{
-			Opcode: mcbp.OpSetQWithMeta, VBucket: cluster.VBucketOf(key, vbuckets), Opaque: uint32(i),
-			Key: key, Value: valueOf(i, size), Meta: mcbp.Meta{Rev: 1, CAS: uint64(i) + 1},
+	} else {
+		// In the order of vbuckets, as sources of clusters give them.
+		var order [vbuckets][]int
+		for i := range items {
+			vb := cluster.VBucketOf(appendKey(key[:0], i), vbuckets)
+			order[vb] = append(order[vb], i)
 		}
-		*p = m.Append(*p)
+		for vb := range order {
+			p := &w.out[vb%rawConns]
+			for _, i := range order[vb] {
+				key = appendKey(key[:0], i)
+				m := mcbp.WithMeta{
+					Opcode: mcbp.OpSetQWithMeta, VBucket: uint16(vb), Opaque: uint32(i),
+					Key: key, Value: valueOf(i, size), Meta: mcbp.Meta{Rev: 1, CAS: uint64(i) + 1},
+				}
+				*p = m.Append(*p)
+			}
+		}
 	}
 	for i := range w.out {
 		w.out[i] = mcbp.AppendNoop(w.out[i], fence)

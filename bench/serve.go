@@ -141,13 +141,14 @@ func newPlayer(version string, items, size int) (p *player, err error) {
 	p.node = p.cluster.Nodes()[0].KV()
 	b := p.cluster.Bucket("default")
 	for i := range items {
-		if err := b.Store(simcluster.Doc{Key: appendKey(nil, i), Value: valueOf(i, size)}); err != nil {
+		// The node behind counts them; their values come with the recordings.
+		if err := b.Store(simcluster.Doc{Key: appendKey(nil, i)}); err != nil {
 			return nil, err
 		}
 	}
 	if version == tapVersion {
-		p.recordTap(b)
-	} else if err := p.recordDcp(); err != nil {
+		p.recordTap(b, size)
+	} else if err := p.recordDcp(size); err != nil {
 		return nil, err
 	}
 	if p.ln, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
@@ -192,14 +193,14 @@ func (p *player) Close() error {
 	return p.cluster.Close()
 }
 
-func (p *player) recordTap(b *simcluster.Bucket) {
+func (p *player) recordTap(b *simcluster.Bucket, size int) {
 	var n [vbuckets]uint32
 	b.Each(func(vb uint16, d simcluster.Doc) bool {
 		r := &p.tap[vb]
 		n[vb]++
 		m := mcbp.TapMessage{
 			Opcode: mcbp.OpTapMutation, VBucket: vb, TTL: mcbp.TapTTL, CAS: d.CAS, Rev: d.Rev, Flags: d.Flags, Expiry: d.Expiry,
-			MsgFlags: mcbp.TapMsgNetworkOrder, Key: d.Key, Value: d.Value, Opaque: n[vb],
+			MsgFlags: mcbp.TapMsgNetworkOrder, Key: d.Key, Value: valueOf(int(d.CAS), size), Opaque: n[vb],
 		}
 		if n[vb]%tapAckInterval == 0 {
 			m.MsgFlags |= mcbp.TapMsgAck
@@ -213,7 +214,7 @@ func (p *player) recordTap(b *simcluster.Bucket) {
 }
 
 // recordDcp takes the streams as the simulated node sends them to such a client.
-func (p *player) recordDcp() error {
+func (p *player) recordDcp(size int) error {
 	ctx := context.Background()
 	s, err := dialDcp(ctx, p.node)
 	if err != nil {
@@ -233,6 +234,14 @@ func (p *player) recordDcp() error {
 		}
 		r := &p.dcp[f.Opaque] // dialDcp numbers streams by vbucket
 		packet := append(f.Header.Append(nil), f.Body...)
+		if f.Opcode == mcbp.OpDcpMutation {
+			var m mcbp.DcpMessage
+			if err := m.Parse(&f); err != nil {
+				return err
+			}
+			m.Value = valueOf(int(m.CAS), size)
+			packet = m.Append(packet[:0], true)
+		}
 		switch {
 		case f.Opcode == mcbp.OpDcpStreamReq:
 			if f.Status() != mcbp.StatusOK {

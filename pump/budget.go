@@ -18,6 +18,7 @@ type budget struct {
 	grown  int  // batches that are being read and took more than their arena
 	waited bool // somebody had to wait since waits was called
 	idle   []*parcel
+	most   int // items that a batch has held
 }
 
 // parcel is a batch of a source on its way: the engine's side of it.
@@ -74,6 +75,7 @@ func (b *budget) take(ctx context.Context, size int) (*parcel, error) {
 		return p, nil
 	}
 	p := &parcel{batch: NewBatch(size), cost: int64(size), ctx: ctx}
+	p.batch.Items = make([]Item, 0, b.most)
 	p.batch.grow = func(n int) { b.grow(p, int64(n)) }
 	return p, nil
 }
@@ -150,6 +152,7 @@ func (b *budget) give(p *parcel, size int, routed, scribble bool) {
 			p.batch.arena[i] = 0xdb
 		}
 	}
+	items := len(p.batch.Items)
 	keep := len(p.batch.arena) == size
 	if keep {
 		p.batch.Reset()
@@ -161,7 +164,10 @@ func (b *budget) give(p *parcel, size int, routed, scribble bool) {
 	if routed {
 		b.routed--
 	}
-	if keep { // one that grew for a large item goes, so that memory comes back
+	b.most = max(b.most, items)
+	// One that grew for a large item goes, so that memory comes back; so do those
+	// that were needed only while the limit was higher.
+	if keep && b.used+int64(size)*int64(len(b.idle)) < b.limit {
 		b.idle = append(b.idle, p)
 	}
 	b.freed.Broadcast()

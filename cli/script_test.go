@@ -55,6 +55,8 @@ func TestScripts(t *testing.T) {
 			"rebalance":  rebalance,
 			"leftover":   leftover,
 			"heal":       heal,
+			"dies":       dies,
+			"failover":   failOver,
 			"stall":      stall,
 			"midrun":     midrun,
 			"nonehalf":   noneHalf,
@@ -217,6 +219,18 @@ func stall(ts *testscript.TestScript, _ bool, args []string) {
 	for _, n := range worldOf(ts).cluster(ts, args[0]).Nodes() {
 		inject(ts, n, simcluster.Fault{Ops: []mcbp.Opcode{mcbp.OpTapMutation}, VBucket: -1, After: number(ts, args[1], 0), Action: simcluster.Stall})
 	}
+}
+
+// dies CLUSTER NODE N: the node (from 0) dies at the N-th item that is written to it.
+func dies(ts *testscript.TestScript, _ bool, args []string) {
+	n := worldOf(ts).cluster(ts, args[0]).Nodes()[number(ts, args[1], 0)]
+	n.Inject(simcluster.Fault{Ops: []mcbp.Opcode{mcbp.OpSetQWithMeta, mcbp.OpSetWithMeta}, VBucket: -1, After: number(ts, args[2], 0), Action: simcluster.Die})
+}
+
+// failover CLUSTER NODE: fails the node over.
+func failOver(ts *testscript.TestScript, _ bool, args []string) {
+	c := worldOf(ts).cluster(ts, args[0])
+	ts.Check(c.Failover(c.Nodes()[number(ts, args[1], 0)]))
 }
 
 // heal: takes all faults back.

@@ -23,7 +23,7 @@ func (m made) Streams(context.Context) ([]pump.Stream, error) {
 }
 func (m made) Close() error { return nil }
 
-type madeStream struct{ n, step, next, first int }
+type madeStream struct{ n, step, next int }
 
 func (s *madeStream) ID() string                              { return fmt.Sprint(s.step, s.next) }
 func (s *madeStream) Open(context.Context, []pump.Mark) error { return nil }

@@ -27,6 +27,7 @@ var modernCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 	"midway":     midway,
 	"emptymap":   emptyMap,
 	"samedocs":   sameDocs,
+	"unrecorded": unrecorded,
 }
 
 func withModern(cmds map[string]func(ts *testscript.TestScript, neg bool, args []string)) map[string]func(ts *testscript.TestScript, neg bool, args []string) {
@@ -220,4 +221,10 @@ func sameDocs(ts *testscript.TestScript, neg bool, args []string) {
 	if equal == neg {
 		ts.Fatalf("%s holds %d documents, %s %d; equal: %t", args[0], len(a), args[1], len(b), equal)
 	}
+}
+
+// unrecorded CLUSTER: what was sent to the cluster so far is no matter of unchanged.
+func unrecorded(ts *testscript.TestScript, _ bool, args []string) {
+	w := worldOf(ts)
+	w.requests = len(w.cluster(ts, args[0]).Requests())
 }

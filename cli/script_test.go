@@ -217,7 +217,7 @@ func inject(ts *testscript.TestScript, n *simcluster.Node, f simcluster.Fault) {
 // stall CLUSTER N: from now on every node's dumps fall silent after N items.
 func stall(ts *testscript.TestScript, _ bool, args []string) {
 	for _, n := range worldOf(ts).cluster(ts, args[0]).Nodes() {
-		inject(ts, n, simcluster.Fault{Ops: []mcbp.Opcode{mcbp.OpTapMutation}, VBucket: -1, After: number(ts, args[1], 0), Action: simcluster.Stall})
+		inject(ts, n, simcluster.Fault{Ops: []mcbp.Opcode{mcbp.OpTapMutation, mcbp.OpDcpMutation}, VBucket: -1, After: number(ts, args[1], 0), Action: simcluster.Stall})
 	}
 }
 
@@ -243,7 +243,7 @@ func heal(ts *testscript.TestScript, _ bool, _ []string) {
 }
 
 // midrun WHAT CODE PATTERN COMMAND ARGS…: runs a command whose stdout is JSON
-// lines; at the first line that holds PATTERN it is sent SIGINT, or the memcached
+// lines; at the first line that holds PATTERN it is sent SIGINT or SIGKILL, or the memcached
 // of the variable WHAT is killed. Checks the exit code; $WORK/out and $WORK/err
 // hold what it said.
 func midrun(ts *testscript.TestScript, _ bool, args []string) {
@@ -268,6 +268,8 @@ func midrun(ts *testscript.TestScript, _ bool, args []string) {
 		struck = true
 		if what == "SIGINT" {
 			ts.Check(cmd.Process.Signal(os.Interrupt))
+		} else if what == "SIGKILL" {
+			ts.Check(cmd.Process.Kill())
 		} else {
 			ts.Check(worldOf(ts).servers[what].Kill())
 		}

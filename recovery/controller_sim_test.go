@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
@@ -330,19 +331,28 @@ func TestControllerInterrupted(t *testing.T) {
 // startElsewhere starts a recovery as another client would.
 func (p *pair) startElsewhere(name string) {
 	p.t.Helper()
-	req, err := http.NewRequest(http.MethodPost, p.dst.URL()+"/pools/default/buckets/"+name+"/controller/startRecovery", nil)
+	p.postElsewhere("/pools/default/buckets/"+name+"/controller/startRecovery", nil)
+}
+
+// postElsewhere sends a request to the destination as another client would.
+func (p *pair) postElsewhere(path string, form url.Values) {
+	p.t.Helper()
+	req, err := http.NewRequest(http.MethodPost, p.dst.URL()+path, strings.NewReader(form.Encode()))
 	if err != nil {
-		p.t.Fatal(err)
+		p.t.Error(err)
+		return
 	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	req.SetBasicAuth(user, pass)
+	req.Close = true
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
-		p.t.Fatal(err)
+		p.t.Error(err)
+		return
 	}
 	resp.Body.Close()
-	http.DefaultClient.CloseIdleConnections()
 	if resp.StatusCode != http.StatusOK {
-		p.t.Fatalf("startRecovery answers %d", resp.StatusCode)
+		p.t.Errorf("%s answers %d", path, resp.StatusCode)
 	}
 }
 
@@ -412,6 +422,42 @@ func TestRunningAlready(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestSharedRecovery: two runs that start at the same moment get the same uuid up to
+// 5.0. What the other one commits is not written to any more, and its recovery is
+// not stopped.
+func TestSharedRecovery(t *testing.T) {
+	for _, version := range []string{"2.5.1", "4.0"} {
+		t.Run(version, func(t *testing.T) {
+			p := realPair(t, shape{version: version, docs: 1000})
+			foreign := p.missing[1]
+			p.midway(foreign, func() {
+				_, uuid := p.dst.RecoveryRunning()
+				p.postElsewhere(bucketPath+"/controller/commitVBucket?recovery_uuid="+uuid, url.Values{"vbucket": {fmt.Sprint(foreign)}})
+			})
+			res, ev, err := p.run(nil, nil)
+			wants(t, err, pump.ClassFailed, "vbuckets-left")
+			if o := outcome(t, res, foreign); pump.CodeOf(o.Err) != "became-active" || o.State != recovery.StateActive {
+				t.Errorf("outcome %+v", o)
+			}
+			if !ev.warned("recovery-shared") || p.sent()["stopRecovery"] != 0 {
+				t.Errorf("sent %v", p.sent())
+			}
+			if want := slices.DeleteFunc(slices.Clone(p.missing), func(vb uint16) bool { return vb == foreign }); !slices.Equal(res.Recovered(), want) {
+				t.Errorf("recovered %v, want %v", res.Recovered(), want)
+			}
+		})
+	}
+}
+
+// TestSwapped: the damaged cluster was given as the source.
+func TestSwapped(t *testing.T) {
+	p := realPair(t, shape{version: "6.6.5", docs: 100})
+	_, ev, err := p.run(func(o *recovery.Options) { o.Source.URL, o.Destination.URL = o.Destination.URL, o.Source.URL }, nil)
+	if err != nil || !ev.warned("source-missing") {
+		t.Errorf("no warning, %v", err)
+	}
 }
 
 // TestNotNeeded: somebody else recovers or rebalances between plan and start.

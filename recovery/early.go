@@ -154,7 +154,30 @@ func (r *run) reread(ctx context.Context) (forgotten, err error) {
 		return nil, err
 	}
 	r.settleCommits(func(vb uint16) bool { return !open[vb] })
+	if forgotten == nil {
+		r.leaveToOthers(open)
+	}
 	return forgotten, nil
+}
+
+// leaveToOthers gives up vbuckets that are committed, but not by this run: another
+// one goes on with the same recovery (up to 5.0 two that start at the same moment
+// get the same uuid). Clients write to them, and what is still being pushed would
+// overwrite that.
+func (r *run) leaveToOthers(open map[uint16]bool) {
+	for _, vb := range r.todo {
+		o := r.out[vb]
+		if open[vb] || o.Err != nil || o.State != StateReplica {
+			continue
+		}
+		if r.tally != nil {
+			r.tally.wanted[vb].Store(false)
+		}
+		o.State, r.shared = StateActive, true
+		r.fail(PhaseTransfer, vb, &pump.Error{Code: "became-active", Op: fmt.Sprintf("vbucket %d", vb),
+			Err:  errors.New("somebody else has committed it while it was transferred"),
+			Hint: "Another cbrecovery is at work. When it is over, compare item counts with the source; this one does not write to the vbucket any more."})
+	}
 }
 
 // checkForgotten returns an error if the destination has forgotten the recovery:

@@ -164,13 +164,24 @@ func (r *run) lookAtDestination(ctx context.Context, p *Plan) error {
 	}
 	if nodes := c.failedOver(); len(nodes) > 0 && len(p.Missing) == 0 {
 		r.warn("failed-over-nothing-missing", fmt.Sprintf("node %s is failed over, but no vbucket is missing", strings.Join(nodes, ", ")),
-			"Either replicas have taken over, or the cluster was rebalanced after the failover: then the lost vbuckets are there, but empty. Compare item counts with the source.")
+			"Either replicas have taken over, or what was missing is recovered, or the cluster was rebalanced after the failover: then the lost vbuckets are there, but empty. Compare item counts with the source.")
+	}
+	if lost := r.src.bucket.Map.Missing(); len(p.Missing) == 0 && len(lost) > 0 {
+		r.warn("source-missing", fmt.Sprintf("nothing is missing at the destination, but %s of bucket %s at the source %s %s", count(len(lost), "vbucket"), r.src.name, r.src.client.URL(), areMissing(len(lost))),
+			"Is it the source that is to be recovered? Then give it as restore_to: cbrecovery restore_from restore_to.")
 	}
 	if r.opt.AddNode != "" {
 		p.Replaced = c.hasMember(r.opt.AddNode) && !c.hasMember(r.opt.RemoveNode)
 		r.res.Replaced = p.Replaced
 	}
 	return nil
+}
+
+func areMissing(n int) string {
+	if n == 1 {
+		return "is missing"
+	}
+	return "are missing"
 }
 
 // lookForRecovery finds out whether a recovery is under way at a destination that

@@ -44,6 +44,7 @@ type run struct {
 	adopted   bool      // owners are of a recovery that the run goes on with
 	begun     bool      // there is something to End
 	unsure    bool      // the answer to a commit was lost
+	shared    bool      // another run goes on with the same recovery
 	plan      *Plan
 	out       map[uint16]*Outcome
 	todo      []uint16          // to be transferred
@@ -128,6 +129,11 @@ const maxStarts = 3
 // committed is deleted by a destination that has to be told.
 func (r *run) end(ctx context.Context) error {
 	if !r.begun {
+		return nil
+	}
+	if r.shared {
+		r.warn("recovery-shared", "another cbrecovery commits vbuckets of the same recovery; it is not stopped",
+			"When the other one is over, run the command again: it does only what is left.")
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opt.Timing.Request)

@@ -152,7 +152,7 @@ func (r *run) transfer(ctx context.Context) error {
 	earlyErr := early.Wait()
 	r.res.Transfer = report
 	if report.Filtered > 0 {
-		r.warn("foreign-items", fmt.Sprintf("the source sent %d items of vbuckets that it was not asked for or that were complete; they were left out", report.Filtered), "")
+		r.warn("foreign-items", fmt.Sprintf("the source sent %d items of vbuckets that it was not asked for, that were complete or that somebody else has committed; they were left out", report.Filtered), "")
 	}
 	if ctx.Err() != nil {
 		return r.interrupted()

@@ -381,6 +381,9 @@ func (j *recoveryJob) again(replaced bool) string {
 			}
 		}
 	})
+	if j.result.NotStopped {
+		words = append(words, "--resume")
+	}
 	return strings.Join(words, " ")
 }
 

@@ -28,6 +28,7 @@ var modernCommands = map[string]func(ts *testscript.TestScript, neg bool, args [
 	"emptymap":   emptyMap,
 	"samedocs":   sameDocs,
 	"unrecorded": unrecorded,
+	"restfault":  restFault,
 }
 
 func withModern(cmds map[string]func(ts *testscript.TestScript, neg bool, args []string)) map[string]func(ts *testscript.TestScript, neg bool, args []string) {
@@ -227,4 +228,10 @@ func sameDocs(ts *testscript.TestScript, neg bool, args []string) {
 func unrecorded(ts *testscript.TestScript, _ bool, args []string) {
 	w := worldOf(ts)
 	w.requests = len(w.cluster(ts, args[0]).Requests())
+}
+
+// restfault CLUSTER PATH: from now on requests of that path to the first node are cut.
+func restFault(ts *testscript.TestScript, _ bool, args []string) {
+	w := worldOf(ts)
+	w.heal = append(w.heal, w.cluster(ts, args[0]).Nodes()[0].InjectREST(simcluster.RESTFault{Path: args[1], Close: true}))
 }

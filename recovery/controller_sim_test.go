@@ -451,6 +451,26 @@ func TestSharedRecovery(t *testing.T) {
 	}
 }
 
+// TestNotStopped: the destination cannot be told to stop. The result says that the
+// next run has to go on with the recovery, and it does.
+func TestNotStopped(t *testing.T) {
+	p := realPair(t, shape{version: "6.6.5", docs: 200})
+	remove := p.dst.Nodes()[0].InjectREST(simcluster.RESTFault{Path: bucketPath + "/controller/stopRecovery", Close: true})
+	res, ev, err := p.run(func(o *recovery.Options) { o.VBuckets = p.missing[1:] }, nil)
+	if err == nil || pump.CodeOf(err) != "recovery-not-stopped" || !ev.warned("recovery-not-stopped") || !res.NotStopped {
+		t.Errorf("%v, %+v", err, res)
+	}
+	remove()
+	if _, _, err := p.run(nil, nil); pump.CodeOf(err) != "recovery-running" {
+		t.Error(err)
+	}
+	if res, _, err := p.run(func(o *recovery.Options) { o.Resume = true }, nil); err != nil || res.NotStopped {
+		t.Error(err)
+	}
+	p.whole()
+	p.over()
+}
+
 // TestSwapped: the damaged cluster was given as the source.
 func TestSwapped(t *testing.T) {
 	p := realPair(t, shape{version: "6.6.5", docs: 100})

@@ -38,7 +38,10 @@ type Result struct {
 	Outcomes    []Outcome
 	Transfer    *pump.Report // nil when nothing was transferred
 	Interrupted bool
-	Spent       Spent
+	// NotStopped: the destination could not be told to stop the recovery, which the
+	// next run has to go on with (Options.Resume).
+	NotStopped bool
+	Spent      Spent
 }
 
 // Remaining lists the vbuckets that a further run has to do.

@@ -144,6 +144,7 @@ func (r *run) end(ctx context.Context) error {
 		return err
 	}, nil)
 	if err != nil {
+		r.res.NotStopped = true
 		r.warn("recovery-not-stopped", fmt.Sprintf("the recovery could not be stopped: %v", err),
 			"It goes on at the destination without anybody filling its vbuckets. Run the command again with --resume.")
 		return &pump.Error{Class: pump.ClassOf(err), Code: "recovery-not-stopped", Op: "stop the recovery", Err: err,

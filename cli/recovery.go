@@ -204,6 +204,8 @@ type (
 		VBuckets    []vbucketField `json:"vbuckets"`
 		Transfer    *counters      `json:"transfer"` // null: nothing was transferred
 		Again       string         `json:"again,omitempty"`
+		Elapsed     float64        `json:"elapsed_s"`
+		Moving      float64        `json:"moving_s"` // the part of it in which items were read or written
 	}
 )
 
@@ -419,6 +421,7 @@ func (j *recoveryJob) resultLine(code int) any {
 		Interrupted: res.Interrupted, Replaced: res.Replaced,
 		Recovered: append([]uint16{}, res.Recovered()...), Remaining: append([]uint16{}, res.Remaining()...),
 		VBuckets: []vbucketField{},
+		Elapsed:  res.Spent.Total.Seconds(), Moving: res.Spent.Moving.Seconds(),
 	}
 	for i := range res.Outcomes {
 		l.VBuckets = append(l.VBuckets, vbucketOf(&res.Outcomes[i]))

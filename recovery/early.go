@@ -41,10 +41,14 @@ func (r *run) commitEarly(ctx context.Context, over <-chan struct{}) error {
 		}
 		for vb, items := range r.tally.arrivals() {
 			o := r.out[vb]
+			if o.Err != nil { // it is somebody else's
+				continue
+			}
 			o.SourceItems, o.proven = items, true
 			r.step(PhaseTransfer, vb, StepTransferred)
 			open = append(open, vb)
 		}
+		open = slices.DeleteFunc(open, func(vb uint16) bool { return r.out[vb].Err != nil })
 		slices.Sort(open)
 		dst := r.dst.survey(ctx)
 		good := slices.DeleteFunc(slices.Clone(open), func(vb uint16) bool { return r.compare(vb, nil, dst) != nil })

@@ -22,9 +22,9 @@ func TestStreamEnds(t *testing.T) {
 		mcbp.StreamEndNoCollections: codeNoCollection,
 	} {
 		t.Run(fmt.Sprint(reason), func(t *testing.T) {
-			c := sim(t, simcluster.Config{Nodes: 2, VBuckets: 8, Version: "7.0.5"})
+			c := sim(t, simcluster.Config{Nodes: 1, VBuckets: 4, Version: "7.0.5"})
 			b := c.Bucket("default")
-			fill(t, b, 1500)
+			fill(t, b, 600)
 			cfg := at(c)
 			cfg.Options.BufferSize = 2 << 10
 			var mu sync.Mutex
@@ -32,9 +32,9 @@ func TestStreamEnds(t *testing.T) {
 			sink := &pumptest.MemSink{Before: func(context.Context, int, *pump.Batch) error {
 				mu.Lock()
 				defer mu.Unlock()
-				for vb := range uint16(8) {
+				for vb := range uint16(4) {
 					for _, n := range c.Nodes() {
-						if ended < 6 {
+						if ended < 4 {
 							ended += n.EndStreams("default", vb, reason)
 						}
 					}
@@ -55,8 +55,8 @@ func TestStreamEnds(t *testing.T) {
 				t.Fatalf("%v, %+v", err, report.Snapshot)
 			}
 			holds(t, sink, contents(b))
-			if report.Read > 1500+300 {
-				t.Errorf("%d items were read for 1500", report.Read)
+			if report.Read > 600+200 {
+				t.Errorf("%d items were read for 600", report.Read)
 			}
 		})
 	}

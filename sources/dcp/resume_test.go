@@ -20,27 +20,29 @@ import (
 // TestResume: a new process goes on behind the marks, also when the map has changed
 // meanwhile, and reads no complete vbucket again.
 func TestResume(t *testing.T) {
-	for _, version := range []string{"3.0.3", "6.6.5", "7.0.5"} {
-		for _, batches := range []int{0, 1, 4, 9, -1} {
-			for _, moved := range []bool{false, true} {
-				t.Run(fmt.Sprintf("%s after %d batches, moved %v", version, batches, moved), func(t *testing.T) {
-					c := sim(t, simcluster.Config{Nodes: 3, VBuckets: 24, Version: version, DCPFromDisk: version == "6.6.5",
-						Buckets: []simcluster.BucketConfig{{Name: "default", Replicas: 1}}})
-					fill(t, c.Bucket("default"), 600)
-					cfg := at(c)
-					cfg.Threads, cfg.Options.OpenVBuckets = 4, 2
-					suite := pumptest.ResumeSuite{Batches: batches, New: func(t *testing.T) pump.Source { return mustNew(t, cfg) }}
-					if moved {
-						suite.Meanwhile = func(t *testing.T) {
-							if err := c.Failover(c.Nodes()[2]); err != nil {
-								t.Fatal(err)
-							}
-						}
+	for _, c := range []struct {
+		version string
+		batches int
+		moved   bool
+	}{
+		{"3.0.3", 4, true}, {"6.6.5", 1, true}, {"6.6.5", -1, true}, {"7.0.5", 0, true}, {"7.0.5", 9, false}, {"7.0.5", 9, true},
+	} {
+		t.Run(fmt.Sprintf("%s after %d batches, moved %v", c.version, c.batches, c.moved), func(t *testing.T) {
+			at3 := sim(t, simcluster.Config{Nodes: 3, VBuckets: 12, Version: c.version, DCPFromDisk: c.version == "6.6.5",
+				Buckets: []simcluster.BucketConfig{{Name: "default", Replicas: 1}}})
+			fill(t, at3.Bucket("default"), 400)
+			cfg := at(at3)
+			cfg.Threads, cfg.Options.OpenVBuckets = 3, 2
+			suite := pumptest.ResumeSuite{Batches: c.batches, New: func(t *testing.T) pump.Source { return mustNew(t, cfg) }}
+			if c.moved {
+				suite.Meanwhile = func(t *testing.T) {
+					if err := at3.Failover(at3.Nodes()[2]); err != nil {
+						t.Fatal(err)
 					}
-					pumptest.TestResume(t, suite)
-				})
+				}
 			}
-		}
+			pumptest.TestResume(t, suite)
+		})
 	}
 }
 

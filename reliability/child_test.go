@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -36,7 +37,7 @@ const childEnv = "CBPUMP_RELIABILITY_CHILD"
 type orders struct {
 	Recovery bool             `json:",omitempty"` // be cbrecovery
 	Strike   *pumptest.Strike `json:",omitempty"` // it is killed there
-	After    time.Duration    `json:",omitempty"` // it is killed then, if not 0
+	After    time.Duration    `json:",omitempty"` // it is killed so long after it opens a stream, if not 0
 	FileSize uint64           `json:",omitempty"` // no file may grow beyond that many bytes, if not 0
 }
 
@@ -65,9 +66,6 @@ func child(text string) int {
 			return 99
 		}
 	}
-	if o.After > 0 {
-		time.AfterFunc(o.After, die)
-	}
 	p := cli.OS()
 	if o.Recovery {
 		p.Name = "cbrecovery"
@@ -82,6 +80,15 @@ func child(text string) int {
 	chaos := &pumptest.Chaos{OnStrike: func(pumptest.Strike) { die() }}
 	if o.Strike != nil {
 		chaos.Plan = pumptest.Exactly(*o.Strike)
+	}
+	if o.After > 0 {
+		var once sync.Once
+		chaos.Plan = func(c pumptest.Call, _, _ int) (none pumptest.Fault, _ bool) {
+			if c == pumptest.CallOpen {
+				once.Do(func() { time.AfterFunc(o.After, die) })
+			}
+			return none, false
+		}
 	}
 	r := &pump.Registry{}
 	err := errors.Join(

@@ -1,5 +1,5 @@
 # The two commands of the README are demo and test; the others are parts of them.
-.PHONY: demo test build setup lint race fuzz-smoke bench docs check-docs
+.PHONY: demo test build setup lint race fuzz-smoke soak bench docs check-docs
 
 GO ?= go
 FUZZTIME ?= 5s

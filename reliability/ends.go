@@ -9,8 +9,11 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"time"
 
+	"github.com/couchbase/gomemcached"
 	memcached "github.com/couchbase/gomemcached/client"
 
 	"github.com/cbpump/cbpump/internal/realmc"
@@ -182,8 +185,13 @@ func Sinks(dir string) (sinks []Sink, release func(), err error) {
 	if err != nil {
 		return nil, nil, err
 	}
+	alone, err := aloneAt(mc.Addr)
+	if err != nil {
+		mc.Close()
+		return nil, nil, err
+	}
 	return []Sink{
-		{"memcached", func() (*Destination, error) { return openMemcached(mc) }},
+		{"memcached", func() (*Destination, error) { return openMemcached(mc, alone) }},
 		{"couchbase", func() (*Destination, error) { return openCluster("%s", false) }},
 		{"tap", func() (*Destination, error) { return openCluster("tap:%s", false) }},
 		{"dcp", func() (*Destination, error) { return openCluster("dcp:%s", true) }},
@@ -195,19 +203,40 @@ func Sinks(dir string) (sinks []Sink, release func(), err error) {
 	}, mc.Close, nil
 }
 
+// aloneAt is what memcached counts as connections when it has one client.
+func aloneAt(addr string) (int, error) {
+	c, err := memcached.Connect("tcp", addr)
+	if err != nil {
+		return 0, err
+	}
+	defer c.Close()
+	n, err := connections(c)
+	return n, err
+}
+
 // openMemcached empties a memcached that one pair at a time uses.
-func openMemcached(s *realmc.Server) (*Destination, error) {
+func openMemcached(s *realmc.Server, alone int) (*Destination, error) {
 	c, err := memcached.Connect("tcp", s.Addr)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
+	// What a run that gave up had sent may still be on its way in.
+	for tick := time.NewTicker(time.Millisecond); ; <-tick.C {
+		n, err := connections(c)
+		if err != nil {
+			return nil, err
+		}
+		if n <= alone {
+			break
+		}
+	}
 	keys, err := MemcachedKeys(s.Addr)
 	if err != nil {
 		return nil, err
 	}
 	for _, k := range keys {
-		if _, err := c.Del(0, k); err != nil {
+		if _, err := c.Del(0, k); err != nil && !gomemcached.IsNotFound(err) {
 			return nil, fmt.Errorf("delete %s: %w", k, err)
 		}
 	}
@@ -216,6 +245,16 @@ func openMemcached(s *realmc.Server) (*Destination, error) {
 			items, err := MemcachedItems(s.Addr)
 			return items, true, err
 		}}, nil
+}
+
+// connections is what memcached counts as connections: its own, and its clients, the
+// one that asks among them.
+func connections(c *memcached.Client) (int, error) {
+	all, err := c.StatsMap("")
+	if err != nil {
+		return 0, fmt.Errorf("connections of memcached: %w", err)
+	}
+	return strconv.Atoi(all["curr_connections"])
 }
 
 // MemcachedKeys lists what memcached holds.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -40,6 +41,10 @@ type Fault struct {
 	ToServer bool  // the bytes that the client sends; else those that the server sends
 	At       int64 // the byte of that direction, from 0; not for Bytewise and Latency
 	Delay    time.Duration
+	// After, if not nil, finds in a chunk of what the client sends where the interesting
+	// part begins, -1 if not there: At counts from then on, in both directions, and
+	// what was before is not recorded.
+	After func(chunk []byte) int
 }
 
 // Proxy passes connections on to one address.
@@ -71,6 +76,12 @@ func (c *Conversation) Bytes(toServer bool) []byte {
 		return c.toServer
 	}
 	return c.toClient
+}
+
+func (c *Conversation) forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.toServer, c.toClient = nil, nil
 }
 
 func (c *Conversation) hear(toServer bool, p []byte) {
@@ -190,22 +201,11 @@ func (p *Proxy) serve(client net.Conn, f Fault, talk *Conversation) {
 		return
 	}
 	defer p.drop(server)
+	l := &link{p: p, fault: f, talk: talk}
+	l.begun.Store(f.After == nil)
 	var both sync.WaitGroup
-	for _, toServer := range []bool{true, false} {
-		from, to := server, client
-		if toServer {
-			from, to = client, server
-		}
-		own := Fault{}
-		if f.ToServer == toServer {
-			own = f
-		}
-		hear := func([]byte) {}
-		if talk != nil {
-			hear = func(b []byte) { talk.hear(toServer, b) }
-		}
-		both.Go(func() { p.pass(from.(*net.TCPConn), to.(*net.TCPConn), own, hear) })
-	}
+	both.Go(func() { l.pass(client.(*net.TCPConn), server.(*net.TCPConn), true) })
+	both.Go(func() { l.pass(server.(*net.TCPConn), client.(*net.TCPConn), false) })
 	both.Wait()
 }
 
@@ -215,35 +215,60 @@ func (p *Proxy) strike() {
 	p.mu.Unlock()
 }
 
+// link is one connection through the proxy.
+type link struct {
+	p     *Proxy
+	fault Fault
+	talk  *Conversation // nil: nothing is recorded
+	begun atomic.Bool   // the interesting part
+}
+
 // pass passes on one direction. When it ends with an error both ends are closed,
 // which ends the other direction; at the end of the stream only the reader's end is
 // half-closed.
-func (p *Proxy) pass(from, to *net.TCPConn, f Fault, hear func([]byte)) {
+func (l *link) pass(from, to *net.TCPConn, toServer bool) {
+	f := l.fault
+	if f.ToServer != toServer {
+		f.Kind = Pass
+	}
 	buf := make([]byte, 32<<10)
 	var at int64
 	for {
 		n, err := from.Read(buf)
 		chunk := buf[:n]
-		hear(chunk)
-		hit := f.Kind != Pass && f.Kind < Bytewise && f.At >= at && f.At < at+int64(n)
+		if toServer && !l.begun.Load() {
+			if i := f.After(chunk); i >= 0 {
+				at = -int64(i)
+				if l.talk != nil {
+					l.talk.forget()
+					l.talk.hear(true, chunk[i:])
+				}
+				l.begun.Store(true)
+			}
+		} else if l.talk != nil {
+			l.talk.hear(toServer, chunk)
+		}
+		i := f.At - at
+		at += int64(n)
+		hit := f.Kind != Pass && f.Kind < Bytewise && l.begun.Load() && i >= 0 && i < int64(n)
+		if !l.begun.Load() {
+			at = 0
+		}
 		if hit {
-			p.strike()
-			i := f.At - at
-			switch f.Kind {
-			case Corrupt:
+			l.p.strike()
+			if f.Kind == Corrupt {
 				chunk[i] ^= 0xff
-			default:
+			} else {
 				chunk = chunk[:i]
 			}
 		}
-		at += int64(n)
 		if werr := write(to, chunk, f); werr != nil {
 			_ = from.Close()
 			_ = to.Close()
 			return
 		}
 		if hit && f.Kind != Corrupt {
-			p.end(from, to, f.Kind)
+			end(from, to, f.Kind)
 			return
 		}
 		if err == io.EOF {
@@ -257,7 +282,8 @@ func (p *Proxy) pass(from, to *net.TCPConn, f Fault, hear func([]byte)) {
 	}
 }
 
-func (p *Proxy) end(from, to *net.TCPConn, k Kind) {
+// end breaks a connection behind the last byte that was passed on.
+func end(from, to *net.TCPConn, k Kind) {
 	switch k {
 	case Reset:
 		_, _ = from.SetLinger(0), to.SetLinger(0)

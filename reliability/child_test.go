@@ -38,6 +38,7 @@ type orders struct {
 	Recovery bool             `json:",omitempty"` // be cbrecovery
 	Strike   *pumptest.Strike `json:",omitempty"` // it is killed there
 	After    time.Duration    `json:",omitempty"` // it is killed so long after it opens a stream, if not 0
+	Die      time.Duration    `json:",omitempty"` // it is killed so long after it began, if not 0
 	FileSize uint64           `json:",omitempty"` // no file may grow beyond that many bytes, if not 0
 }
 
@@ -65,6 +66,9 @@ func child(text string) int {
 			fmt.Fprintln(os.Stderr, err)
 			return 99
 		}
+	}
+	if o.Die > 0 {
+		time.AfterFunc(o.Die, die)
 	}
 	p := cli.OS()
 	if o.Recovery {

@@ -689,7 +689,7 @@ func TestFlowControl(t *testing.T) {
 	t.Cleanup(func() { f.close(); close(woken); writing.Wait() })
 	s := one(t, f, func(cfg *Config) {
 		cfg.Options.BufferSize = size
-		cfg.Options.IdleTimeout = 30 * time.Millisecond // far less than the destination takes
+		cfg.Options.IdleTimeout = 400 * time.Millisecond // far less than the destination takes
 	}, 7)
 	blocked, release := make(chan struct{}), make(chan struct{})
 	once := sync.OnceFunc(func() { close(blocked) })
@@ -701,7 +701,7 @@ func TestFlowControl(t *testing.T) {
 	go func() {
 		<-blocked
 		// The node has used up its window and is silent for much longer than the limit.
-		time.AfterFunc(200*time.Millisecond, func() {
+		time.AfterFunc(time.Second, func() {
 			mu.Lock()
 			defer mu.Unlock()
 			if acked > 100 { // the marker, but no item: nothing is confirmed yet

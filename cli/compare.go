@@ -205,6 +205,11 @@ func (j *comparison) run(ctx context.Context, stop <-chan struct{}) (err error) 
 	if t.flags.dryRun {
 		return j.dryRun(ctx, src, dst)
 	}
+	limits, unwatch, err := t.flags.startLimits(say)
+	if err != nil {
+		return err
+	}
+	defer unwatch()
 	if name := t.flags.compare.differences; name != "" {
 		if j.repair, err = openRepair(ctx, j.registry, name, t.to.Target.Log); err != nil {
 			return err
@@ -218,7 +223,7 @@ func (j *comparison) run(ctx context.Context, stop <-chan struct{}) (err error) 
 	}
 	cfg := compare.Config{
 		Source: src, Sink: dst, Mode: j.mode, Filter: t.filter, Settings: t.settings, Memory: int64(j.memory), Dir: t.flags.compare.tempDir,
-		Items: j.repair != nil, OnDifference: func(d *compare.Difference) error { return j.difference(ctx, d) },
+		Limits: limits, Items: j.repair != nil, OnDifference: func(d *compare.Difference) error { return j.difference(ctx, d) },
 		Log: say.logger(t.flags.verbose).Named("compare"), Stop: stop, ProgressEvery: say.every(),
 		Progress: func(p compare.Progress) {
 			say.Status(comparingText(&p))

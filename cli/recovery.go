@@ -62,7 +62,7 @@ func Recovery(ctx context.Context, r *pump.Registry, p *Process) int {
 	}
 	if err == nil {
 		defer unwatch()
-		defer memoryLimit(p, opt.Settings.Memory, 0)()
+		defer memoryLimit(p, opt.Settings.Memory, recovery.VerifyMemory)()
 		opt.Stop, opt.Monitor = stop.Stop, &pump.Monitor{}
 		stop.showStatus(func() string { return job.status(opt.Monitor) })
 		err = f.profiled(func() (err error) {

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"slices"
+	"strings"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -28,7 +30,11 @@ const (
 )
 
 func openRepair(ctx context.Context, r *pump.Registry, path string, log hclog.Logger) (*repairFile, error) {
-	res, err := r.Resolve(pump.RoleSink, "jsonl:"+path, pump.Env{Log: log})
+	spec := path
+	if !slices.ContainsFunc([]string{".jsonl", ".jsonl.gz", ".jsonl.zst"}, func(ext string) bool { return strings.HasSuffix(path, ext) }) {
+		spec = "jsonl:" + path
+	}
+	res, err := r.Resolve(pump.RoleSink, spec, pump.Env{Log: log})
 	if err != nil {
 		return nil, err
 	}

@@ -16,8 +16,9 @@ import (
 // maxNamedKeys is how many keys of a vbucket that differs are named.
 const maxNamedKeys = 3
 
-// examineMemory is what a comparison may take beside the readings' own memory.
-const examineMemory = 32 << 20
+// VerifyMemory is how many bytes the comparison of vbuckets may take beside
+// Settings.Memory.
+const VerifyMemory = 32 << 20
 
 // examine compares vbuckets with the source, as closely as Options.Verify says, and
 // returns what is wrong with each that differs (invariant 6). All are read at the
@@ -128,7 +129,7 @@ func (r *run) examination(vbs []uint16, mode compare.Mode) compare.Config {
 			return r.plan.Engine.openSource(ctx, r, env)
 		}),
 		Sink: open(r.opt.Destination, r.openCopies),
-		Mode: mode, Settings: r.opt.Settings, Memory: examineMemory,
+		Mode: mode, Settings: r.opt.Settings, Limits: r.opt.Limits, Memory: VerifyMemory,
 		// Deletions are pushed as they are, so both sides tell the same of them.
 		Tombstones: r.plan.Engine.Source == TransferDCP && r.plan.Engine.Sink == TransferDCP,
 		Log:        r.opt.Log.Named("verify"),

@@ -52,6 +52,7 @@ type Config struct {
 
 	Filter   func(*pump.Item) bool // leaves an item out when it returns false; called concurrently
 	Settings pump.Settings         // of both readings, which share its memory
+	Limits   *pump.Limits          // of both readings together; nil: none
 	Memory   int64                 // bytes for records, beyond those of Settings; 0: 64 MiB
 	Dir      string                // for temporary files; "": the system's folder for them
 	Threads  int                   // for joining; 0: as many as there are processors

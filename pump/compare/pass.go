@@ -81,7 +81,7 @@ func (p *pass) read(ctx context.Context, sides [2]*opened) error {
 			o.source = nil // Run closes it
 			_, err := pump.Run(gctx, pump.Config{
 				Source: source, Sink: &collector{p: p, side: side, looker: sides[sideSink].looker}, Settings: set,
-				Filter: p.filter(), Log: p.cfg.Log.Named(sideNames[side]), Stop: p.cfg.Stop,
+				Filter: p.filter(), Log: p.cfg.Log.Named(sideNames[side]), Stop: p.cfg.Stop, Limits: p.cfg.Limits,
 				Progress: func(s pump.Snapshot) { p.progress(side, s) }, ProgressEvery: p.cfg.ProgressEvery,
 			})
 			return unreadable(side, err)
@@ -156,6 +156,11 @@ func (c *collector) Lanes(ctx context.Context, _ int) ([]pump.Lane, error) {
 // stay in order (invariant 5).
 func (c *collector) Route(it *pump.Item) int {
 	return c.p.laneOf(partitionOf(c.p.identity(it)))
+}
+
+// TakeDefinitions leaves design documents and indexes alone: they are not compared.
+func (c *collector) TakeDefinitions(context.Context, []pump.Definition) ([]pump.Definition, error) {
+	return nil, nil
 }
 
 func (c *collector) Close() error { return nil }

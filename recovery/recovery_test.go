@@ -920,9 +920,15 @@ func TestUnreachableNode(t *testing.T) {
 // TestOwnerDies: a node that dies in mid-transfer leaves its vbuckets replica or
 // worse, and the run says so.
 func TestOwnerDies(t *testing.T) {
-	p := newPair(t, shape{})
+	for _, version := range []string{"2.5.1", "6.6.5"} { // by TAP, by DCP
+		t.Run(version, func(t *testing.T) { ownerDies(t, version) })
+	}
+}
+
+func ownerDies(t *testing.T, version string) {
+	p := newPair(t, shape{version: version})
 	victim := p.dst.Nodes()[1]
-	victim.Inject(simcluster.Fault{Op: mcbp.OpTapMutation, VBucket: -1, After: 5, Action: simcluster.Die})
+	victim.Inject(simcluster.Fault{Ops: []mcbp.Opcode{mcbp.OpTapMutation, mcbp.OpDcpMutation}, VBucket: -1, After: 5, Action: simcluster.Die})
 	res, _, err := p.run(func(o *recovery.Options) {
 		o.Settings.RetryTime = 100 * time.Millisecond
 	}, nil)

@@ -331,7 +331,6 @@ func FuzzDataFile(f *testing.F) {
 				t.Fatalf("a row of %d bytes in a file of %d", key+value, len(data))
 			}
 			mem := make([]byte, key+value)
-			r.Key(mem[:key])
 			var it pump.Item
 			if err := r.Item(&it, mem, key); err != nil {
 				return

@@ -24,10 +24,10 @@ type Reader struct {
 	slots   uint32 // bit s: the file says that it has rows of slot s; 0: it says nothing
 	info    fs.FileInfo
 	conn    *sqlite.Conn
-	stmt    *sqlite.Stmt
-	row     int64 // rowid of the current row
+	root    uint32 // page of the table's root
+	table   *table // nil before Begin
+	row     int64  // rowid of the current row
 	gaps    bool
-	scratch [24]byte
 }
 
 // OpenReader opens a finished data file. It takes a shared lock as long as rows
@@ -98,7 +98,7 @@ func (r *Reader) prepare() error {
 	if n == 0 {
 		return fail(codeVersion, r.path, fmt.Errorf("user_version %d is none of %d, %d, %d", r.version, Version2004, Version2014, Version2015), "")
 	}
-	for table, want := range map[string]string{"cbb_msg": strings.Join(columns[:n], ","), "cbb_meta": "key,val"} {
+	for table, want := range map[string]string{msgTable: strings.Join(columns[:n], ","), "cbb_meta": "key,val"} {
 		if err := r.checkTable(table, want); err != nil {
 			return err
 		}
@@ -177,9 +177,14 @@ func highestSeqnos(ctx context.Context, path string) (map[uint16]uint64, error) 
 // checkTable makes sure that a table is a plain table with just these columns:
 // what a view or a generated column would give is made up while it is read.
 func (r *Reader) checkTable(table, want string) error {
-	kind := ""
-	if err := run(r.conn, "SELECT type FROM sqlite_master WHERE name = '"+table+"'", func(s *sqlite.Stmt) { kind = s.ColumnText(0) }); err != nil {
+	kind, root := "", int64(0)
+	if err := run(r.conn, "SELECT type, rootpage FROM sqlite_master WHERE name = '"+table+"'", func(s *sqlite.Stmt) {
+		kind, root = s.ColumnText(0), s.ColumnInt64(1)
+	}); err != nil {
 		return r.failed(err)
+	}
+	if table == msgTable {
+		r.root = uint32(min(max(root, 0), math.MaxUint32))
 	}
 	var have []string
 	hidden := false
@@ -218,28 +223,46 @@ func (r *Reader) Last() (int64, error) {
 // Rows are numbered without gaps by all tools, which only ever add; gaps says
 // that a missing number is no error.
 func (r *Reader) Begin(after int64, gaps bool) error {
-	if r.stmt == nil {
-		// A secondary index may be damaged or lie; the table itself is the data.
-		query := "SELECT rowid, " + strings.Join(columns[:min(columnCount(r.version), 10)], ", ") + " FROM cbb_msg NOT INDEXED WHERE rowid > ? ORDER BY rowid"
-		var err error
-		if r.stmt, err = r.conn.Prepare(query); err != nil {
-			return r.failed(err)
+	if r.table == nil {
+		// A transaction keeps SQLite's lock, so that no other tool writes meanwhile.
+		for _, query := range []string{"BEGIN", "SELECT 1 FROM cbb_meta LIMIT 1"} {
+			if err := run(r.conn, query, nil); err != nil {
+				return r.failed(err)
+			}
 		}
-	} else if err := r.stmt.Reset(); err != nil {
-		return r.failed(err)
+		var err error
+		if r.table, err = openTable(r.path, columnCount(r.version)); err != nil {
+			return r.damaged(err)
+		}
 	}
 	r.row, r.gaps = after, gaps
 	if after == 0 {
 		after = math.MinInt64 // a rowid below 1 is a damage to be found, not to be passed over
 	}
-	r.stmt.BindInt64(1, after)
+	if err := r.table.begin(r.root, after); err != nil {
+		return r.damaged(err)
+	}
 	return nil
 }
 
-// The columns of the query of Begin.
+// damaged makes an error of one that was met in the pages.
+func (r *Reader) damaged(err error) error {
+	if _, ok := errors.AsType[*fs.PathError](err); ok {
+		return fail(codeUnreadable, r.path, fmt.Errorf("%s: %w", r.where(), plain(err)), "")
+	}
+	return fail(codeCorrupt, r.path, fmt.Errorf("%s: damaged (%w)", r.where(), err), hintCorrupt)
+}
+
+func (r *Reader) where() string {
+	if r.row > 0 {
+		return fmt.Sprintf("behind row %d", r.row)
+	}
+	return "before the first row"
+}
+
+// Indices of columns.
 const (
-	atRowid = iota
-	atCmd
+	atCmd = iota
 	atVBucket
 	atKey
 	atFlags
@@ -253,14 +276,14 @@ const (
 
 // Next goes to the next row; false means that the table has ended.
 func (r *Reader) Next() (bool, error) {
-	more, err := r.stmt.Step()
+	more, err := r.table.advance()
 	if err != nil {
-		return false, r.failed(err)
+		return false, r.damaged(err)
 	}
 	if !more {
 		return false, nil
 	}
-	row := r.stmt.ColumnInt64(atRowid)
+	row := r.table.row
 	if row != r.row+1 && (row <= r.row || !r.gaps) {
 		return false, fail(codeCorrupt, r.path, fmt.Errorf("row %d follows row %d: rows are missing or out of order", row, r.row),
 			"The file is damaged, or rows were taken out of it by hand; in that case -x gaps=true reads what is left.")
@@ -274,27 +297,24 @@ func (r *Reader) Row() int64 { return r.row }
 
 // Sizes returns the length of the key and of the value of the current row.
 func (r *Reader) Sizes() (key, value int, err error) {
-	switch r.stmt.ColumnType(atKey) {
-	case sqlite.TypeBlob, sqlite.TypeText:
-	default:
+	k, v := r.table.columns[atKey], r.table.columns[atValue]
+	if !k.isBytes() {
 		return 0, 0, r.bad("key", "is no key")
 	}
-	switch r.stmt.ColumnType(atValue) {
-	case sqlite.TypeBlob, sqlite.TypeText, sqlite.TypeNull:
-	default:
+	if !v.isBytes() && v.kind != kindNull {
 		return 0, 0, r.bad("val", "is a number")
 	}
-	if key = r.stmt.ColumnLen(atKey); key == 0 || key > math.MaxUint16 {
+	if key = k.to - k.from; key == 0 || key > math.MaxUint16 {
 		return 0, 0, r.bad("key", fmt.Sprintf("has %d bytes", key))
 	}
-	return key, r.stmt.ColumnLen(atValue), nil
+	return key, v.to - v.from, nil
 }
 
-// Key copies the key of the current row into p, which is as long as Sizes said.
-func (r *Reader) Key(p []byte) { r.stmt.ColumnBytes(atKey, p) }
+// Key returns the key of the current row; it is good until Next.
+func (r *Reader) Key() []byte { return r.table.bytes(atKey) }
 
 // Item fills in the current row; its key and value come to lie in mem, which is
-// as long as both together. The key is expected to be there already.
+// as long as both together.
 func (r *Reader) Item(it *pump.Item, mem []byte, keyLen int) error {
 	cmd, err := r.integer(atCmd, 255)
 	if err != nil {
@@ -309,7 +329,7 @@ func (r *Reader) Item(it *pump.Item, mem []byte, keyLen int) error {
 		return r.bad("cmd", fmt.Sprintf("%d is none of %d, %d, %d, %d", cmd, cmdTapMutation, cmdTapDelete, cmdDcpMutation, cmdDcpDelete))
 	}
 	it.VBucket = pump.NoVBucket
-	if r.stmt.ColumnType(atVBucket) != sqlite.TypeNull {
+	if r.table.columns[atVBucket].kind != kindNull {
 		vb, err := r.integer(atVBucket, uint64(pump.NoVBucket))
 		if err != nil {
 			return err
@@ -343,51 +363,47 @@ func (r *Reader) Item(it *pump.Item, mem []byte, keyLen int) error {
 	}
 	it.Key = mem[:keyLen:keyLen]
 	it.Value = mem[keyLen:]
-	r.stmt.ColumnBytes(atValue, it.Value)
+	copy(it.Key, r.table.bytes(atKey))
+	copy(it.Value, r.table.bytes(atValue))
 	return nil
 }
 
 // integer reads a column that holds a number from 0 to most; NULL is 0.
 func (r *Reader) integer(col int, most uint64) (uint64, error) {
-	n := r.stmt.ColumnInt64(col)
-	if n == 0 { // also what text and NULL are as an integer
-		switch r.stmt.ColumnType(col) {
-		case sqlite.TypeInteger, sqlite.TypeNull:
-			return 0, nil
-		}
-		return 0, r.bad(columns[col-1], "is not an integer")
+	switch c := r.table.columns[col]; {
+	case c.kind == kindNull:
+		return 0, nil
+	case !c.isInt():
+		return 0, r.bad(columns[col], "is not an integer")
 	}
+	n := r.table.integer(col)
 	if n < 0 || uint64(n) > most {
-		return 0, r.bad(columns[col-1], fmt.Sprintf("%d is out of range", n))
-	}
-	if r.stmt.ColumnType(col) != sqlite.TypeInteger {
-		return 0, r.bad(columns[col-1], "is not an integer")
+		return 0, r.bad(columns[col], fmt.Sprintf("%d is out of range", n))
 	}
 	return uint64(n), nil
 }
 
 // number reads a column that holds a number as text or bytes.
 func (r *Reader) number(col int, parse func([]byte) (uint64, error)) (uint64, error) {
-	switch r.stmt.ColumnType(col) {
-	case sqlite.TypeNull:
+	const most = 24 // bytes, more than any number has
+	switch c := r.table.columns[col]; {
+	case c.kind == kindNull:
 		return 0, nil
-	case sqlite.TypeText, sqlite.TypeBlob:
-	case sqlite.TypeInteger: // a tool that binds a number; a column without affinity keeps it
-		if n := r.stmt.ColumnInt64(col); n >= 0 {
+	case c.isInt(): // a tool that binds a number; a column without affinity keeps it
+		if n := r.table.integer(col); n >= 0 {
 			return uint64(n), nil
 		}
-		return 0, r.bad(columns[col-1], "is negative")
-	default:
-		return 0, r.bad(columns[col-1], "is not a number")
+		return 0, r.bad(columns[col], "is negative")
+	case !c.isBytes():
+		return 0, r.bad(columns[col], "is not a number")
 	}
-	n := r.stmt.ColumnLen(col)
-	if n > len(r.scratch) {
-		return 0, r.bad(columns[col-1], fmt.Sprintf("has %d bytes, which no number has", n))
+	p := r.table.bytes(col)
+	if len(p) > most {
+		return 0, r.bad(columns[col], fmt.Sprintf("has %d bytes, which no number has", len(p)))
 	}
-	p := r.scratch[:r.stmt.ColumnBytes(col, r.scratch[:n])]
 	v, err := parse(p)
 	if err != nil {
-		return 0, r.bad(columns[col-1], err.Error())
+		return 0, r.bad(columns[col], err.Error())
 	}
 	return v, nil
 }
@@ -415,10 +431,7 @@ func (r *Reader) Unchanged() error {
 
 // failed makes an error of SQLite's one with file and position.
 func (r *Reader) failed(err error) error {
-	where := "before the first row"
-	if r.row > 0 {
-		where = fmt.Sprintf("behind row %d", r.row)
-	}
+	where := r.where()
 	switch code := sqlite.ErrCode(err).ToPrimary(); code {
 	case sqlite.ResultBusy, sqlite.ResultLocked:
 		return fail(codeBusy, r.path, errors.New("is locked: another tool is writing it"), hintBusy)
@@ -434,11 +447,11 @@ func (r *Reader) Close() error {
 	if r.conn == nil {
 		return nil
 	}
-	if r.stmt != nil {
-		_ = r.stmt.Finalize()
-	}
 	err := r.conn.Close()
-	r.conn, r.stmt = nil, nil
+	if r.table != nil {
+		err = errors.Join(err, r.table.close())
+	}
+	r.conn, r.table = nil, nil
 	if err != nil {
 		return fail(codeUnreadable, r.path, err, "")
 	}

@@ -25,6 +25,9 @@ const (
 	cmdDcpDelete   = 88
 )
 
+// msgTable is the table of the rows.
+const msgTable = "cbb_msg"
+
 // columns of cbb_msg, in order; a version has the first so many.
 var columns = [...]string{
 	"cmd", "vbucket_id", "key", "flg", "exp", "cas", "meta", "val",

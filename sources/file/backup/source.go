@@ -179,7 +179,6 @@ type stream struct {
 	split bool // the file has rows of other streams too
 	state []byte
 	held  bool // the reader stands on a row that did not fit the last batch
-	key   []byte
 }
 
 // ID names the stream; it holds what decides which rows it gives.
@@ -318,16 +317,9 @@ func (s *stream) fill(b *pump.Batch) (full bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		if s.split {
-			if cap(s.key) < keyLen {
-				s.key = make([]byte, keyLen)
-			}
-			s.key = s.key[:keyLen]
-			s.r.Key(s.key)
-			if s.mine&(1<<cbb.Slot(s.key)) == 0 {
-				s.row = s.r.Row()
-				continue
-			}
+		if s.split && s.mine&(1<<cbb.Slot(s.r.Key())) == 0 {
+			s.row = s.r.Row()
+			continue
 		}
 		if keyLen+valueLen > b.Free() && b.Len() > 0 {
 			s.held = true
@@ -343,11 +335,10 @@ func (s *stream) fill(b *pump.Batch) (full bool, err error) {
 
 // take adds the current row to the batch.
 func (s *stream) take(b *pump.Batch, keyLen, valueLen int) error {
-	mem := b.Alloc(keyLen + valueLen)
-	s.r.Key(mem[:keyLen])
-	if slots := s.r.Slots(); slots != 0 && slots&(1<<cbb.Slot(mem[:keyLen])) == 0 {
+	if slots := s.r.Slots(); slots != 0 && slots&(1<<cbb.Slot(s.r.Key())) == 0 {
 		return s.r.Misplaced()
 	}
+	mem := b.Alloc(keyLen + valueLen)
 	it := b.Append()
 	err := s.r.Item(it, mem, keyLen)
 	if err == nil && s.only != nil {

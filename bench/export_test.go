@@ -1,0 +1,7 @@
+package main
+
+// What the benchmarks of the outer test package use too.
+var (
+	CPU      = cpu
+	Transfer = transfer
+)

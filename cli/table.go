@@ -64,7 +64,11 @@ func reportText(r *pump.Report) string {
 		fmt.Fprintf(&b, "  not written: the source's %s (%s), for which the destination has no place\n", plainText(string(d.Kind)), bytesText(float64(len(d.JSON))))
 	}
 	for _, l := range r.Losses {
-		fmt.Fprintf(&b, "  not written: %s of %s items, for which the destination has no place\n", plainText(l.Part), grouped(l.Items))
+		items := grouped(l.Items) + " items"
+		if l.Items == 1 {
+			items = "1 item"
+		}
+		fmt.Fprintf(&b, "  not written: %s of %s, for which the destination has no place\n", plainText(l.Part), items)
 	}
 	rejections(&b, r)
 	return strings.TrimSuffix(b.String(), "\n")

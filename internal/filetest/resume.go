@@ -16,7 +16,7 @@ import (
 )
 
 // resumeChecks is how many ways of interrupting a stream Resume tries.
-const resumeChecks = 30
+const resumeChecks = 12
 
 // Resume is the property test of a source's marks. Each check reads some batches
 // of a stream, throws source and stream away as a killed process does, and goes on

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
@@ -44,7 +46,12 @@ type report struct {
 	Load    string    `json:"load_before"`
 	Rows    []row     `json:"rows"`
 	Control []row     `json:"control"` // a pair against itself
+
+	Profiles []profile `json:"-"`
 }
+
+// profile is where one pair's pump spends its CPU time.
+type profile struct{ pair, top string }
 
 type benchOptions struct {
 	rounds  int
@@ -105,6 +112,9 @@ func measureSize(ctx context.Context, o *benchOptions, dir string, size int, r *
 			r.Rows = append(r.Rows, line)
 			fmt.Fprintln(out, line.String())
 		}
+		if err == nil && size == o.sizes[0] {
+			err = profileOf(ctx, st, r)
+		}
 		if control && err == nil {
 			control = false
 			line, err = alternate(ctx, st, o.rounds, true)
@@ -159,6 +169,29 @@ func alternate(ctx context.Context, st *stage, rounds int, same bool) (row, erro
 		line.Peak = max(line.Peak, p.Peak)
 	}
 	return line, nil
+}
+
+// profileOf runs the pump once more and keeps the ten functions that took most.
+func profileOf(ctx context.Context, st *stage, r *report) error {
+	if err := st.before(); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "cbpump-profile-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	file := filepath.Join(dir, "cpu")
+	if _, err := transfer(ctx, st.command, "--pprof", file, st.sourceSpec, st.destination()); err != nil {
+		return err
+	}
+	top, err := exec.CommandContext(ctx, "go", "tool", "pprof", "-top", "-nodecount=10", "-nodefraction=0", st.command, file).Output()
+	if err != nil {
+		return fmt.Errorf("go tool pprof: %w", err)
+	}
+	_, table, _ := strings.Cut(string(top), "      flat ")
+	r.Profiles = append(r.Profiles, profile{st.pair.name, "      flat " + table})
+	return nil
 }
 
 func median(v []float64) float64 {

@@ -53,6 +53,12 @@ func (r *report) markdown() string {
 		b.WriteString(l.markdown("control"))
 	}
 	b.WriteString("\n![ratio to the limit, by pair and size of values](performance.svg)\n")
+	if len(r.Profiles) > 0 {
+		fmt.Fprintf(&b, "\nThe ten functions that took most CPU time, of a run of each pair with `--pprof` (values of %d bytes):\n", r.Rows[0].Size)
+	}
+	for _, p := range r.Profiles {
+		fmt.Fprintf(&b, "\n%s\n\n```\n%s```\n", p.pair, p.top)
+	}
 	return b.String()
 }
 

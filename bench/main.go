@@ -33,6 +33,8 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 		err = rawMain(ctx, args[1:], in, out)
 	case len(args) > 0 && args[0] == modeServe:
 		err = serveMain(args[1:], in, out)
+	case len(args) > 0 && args[0] == modeDelay:
+		err = delayMain(args[1:], in, out)
 	default:
 		err = benchMain(ctx, args, out, errOut)
 	}
@@ -50,4 +52,5 @@ func run(ctx context.Context, args []string, in io.Reader, out, errOut io.Writer
 const (
 	modeRaw   = "raw"   // a limit
 	modeServe = "serve" // a source or destination cluster
+	modeDelay = "delay" // a proxy that is far away
 )

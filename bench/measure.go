@@ -47,6 +47,7 @@ type report struct {
 	Rows    []row     `json:"rows"`
 	Control []row     `json:"control"` // a pair against itself
 
+	Far      []row     `json:"far"` // with a longer round trip, against none
 	Profiles []profile `json:"-"`
 }
 
@@ -56,6 +57,7 @@ type profile struct{ pair, top string }
 type benchOptions struct {
 	rounds  int
 	sizes   []int
+	delays  []time.Duration
 	pairs   string
 	scale   float64
 	command string
@@ -69,6 +71,7 @@ func benchMain(ctx context.Context, args []string, out, errOut io.Writer) error 
 	f.IntVar(&o.rounds, "rounds", 5, "rounds of each pair and its limit")
 	f.IntSliceVar(&o.sizes, "sizes", []int{256, 16, 4096}, "bytes of a value")
 	f.StringVar(&o.pairs, "pairs", "", "only pairs whose name holds this, such as \"TAP to\"")
+	f.DurationSliceVar(&o.delays, "delays", []time.Duration{0, time.Millisecond, 10 * time.Millisecond, 50 * time.Millisecond}, "round trips to add, the first to compare with; none: do not")
 	f.Float64Var(&o.scale, "scale", 1, "longer or shorter runs; 1 is about a second each")
 	f.StringVar(&o.command, "cbtransfer", "bin/cbtransfer", "the command to measure")
 	f.StringVar(&o.out, "out", "", "folder to write performance.md, .json and .svg to; none: print only")
@@ -88,6 +91,12 @@ func benchMain(ctx context.Context, args []string, out, errOut io.Writer) error 
 	}
 	if len(r.Rows) == 0 {
 		return errors.New("no pair has such a name")
+	}
+	if len(o.delays) > 0 && strings.Contains(pairs[0].name, o.pairs) {
+		s := &stores{command: o.command, dir: dir, sources: map[string]*child{}, at: map[string]served{}}
+		if err := measureDelays(ctx, &o, s, &r, out); err != nil {
+			return err
+		}
 	}
 	if o.out == "" {
 		return nil

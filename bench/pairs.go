@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -60,6 +61,7 @@ type stage struct {
 	at         served // of cluster
 	limit      *child
 	limitArgs  []string
+	away       string // address that leads to memcached, "" = its own
 	counted    uint64 // writes that memcached had counted before the run
 }
 
@@ -261,7 +263,7 @@ func (st *stage) measure(ctx context.Context, pump bool) (r result, err error) {
 func (st *stage) destination() string {
 	switch st.pair.sink {
 	case "memcached":
-		return "memcached://" + st.mc.Addr
+		return "memcached://" + cmp.Or(st.away, st.mc.Addr)
 	case "cluster":
 		return strings.TrimSuffix(st.at.REST, "/")
 	}

@@ -53,6 +53,14 @@ func (r *report) markdown() string {
 		b.WriteString(l.markdown("control"))
 	}
 	b.WriteString("\n![ratio to the limit, by pair and size of values](performance.svg)\n")
+	if len(r.Far) > 0 {
+		b.WriteString("\nThe destination farther away: round trips added by a proxy, in turn with the same proxy that adds none.\n\n" +
+			"| pair | items/s without | items/s | ratio (least–most) | goal | peak memory |\n|---|--:|--:|--:|--:|--:|\n")
+	}
+	for _, l := range r.Far {
+		fmt.Fprintf(&b, "| %s | %s | %s | **%.2f** (%.2f–%.2f) | %.2f | %.0f MiB |\n",
+			l.Pair, thousands(l.Limit), thousands(l.Pump), l.Ratio, l.Least, l.Most, l.Goal, float64(l.Peak)/(1<<20))
+	}
 	if len(r.Profiles) > 0 {
 		fmt.Fprintf(&b, "\nThe ten functions that took most CPU time, of a run of each pair with `--pprof` (values of %d bytes):\n", r.Rows[0].Size)
 	}

@@ -1,4 +1,4 @@
-package main_test
+package main
 
 import (
 	"fmt"
@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	bench "github.com/cbpump/cbpump/bench"
 	"github.com/cbpump/cbpump/internal/realmc"
 )
 
@@ -35,19 +34,19 @@ func BenchmarkFiles(b *testing.B) {
 				var theirs float64
 				if server != 0 {
 					var err error
-					if theirs, err = bench.CPU(server); err != nil {
+					if theirs, err = cpu(server); err != nil {
 						b.Fatal(err)
 					}
 				}
 				before := own(b)
 				b.ReportAllocs()
 				b.ResetTimer()
-				r := run(b, from, to)
+				r := transferHere(b, from, to)
 				b.StopTimer()
-				report(b, r.Done)
+				reportRate(b, r.Done)
 				b.ReportMetric(float64((own(b)-before).Nanoseconds())/float64(b.N), "cpu-ns/op")
 				if server != 0 {
-					after, err := bench.CPU(server)
+					after, err := cpu(server)
 					if err != nil {
 						b.Fatal(err)
 					}
@@ -56,11 +55,11 @@ func BenchmarkFiles(b *testing.B) {
 			})
 		}
 		target := func(b *testing.B) string { return filepath.Join(b.TempDir(), kind) }
-		measure("gen to "+kind, genSpec, func(b *testing.B) (string, int) { return target(b), 0 })
+		measure("gen to "+kind, gen256, func(b *testing.B) (string, int) { return target(b), 0 })
 		fill := func(n int) string {
 			into := fmt.Sprintf("%s/%d-%s", filepath.Dir(path), n, filepath.Base(path))
 			if matches, _ := filepath.Glob(into); len(matches) == 0 {
-				run(b, genSpec(n), into)
+				transferHere(b, genSpec(n, 256), into)
 			}
 			return into
 		}
@@ -84,8 +83,8 @@ func BenchmarkMemory(b *testing.B) {
 		b.Run(kind, func(b *testing.B) {
 			for range b.N {
 				path := filepath.Join(b.TempDir(), kind)
-				for _, way := range [][2]string{{genSpec(items), path}, {path, "null:"}} {
-					p, err := bench.Transfer(b.Context(), command, way[0], way[1])
+				for _, way := range [][2]string{{genSpec(items, 256), path}, {path, "null:"}} {
+					p, err := transfer(b.Context(), command, way[0], way[1])
 					if err != nil {
 						b.Fatal(err)
 					}
@@ -102,3 +101,5 @@ func BenchmarkMemory(b *testing.B) {
 		})
 	}
 }
+
+func gen256(items int) string { return genSpec(items, 256) }

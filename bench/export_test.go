@@ -1,7 +1,0 @@
-package main
-
-// What the benchmarks of the outer test package use too.
-var (
-	CPU      = cpu
-	Transfer = transfer
-)

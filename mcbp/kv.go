@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
+	"slices"
 )
 
 // Options in the last four bytes of the 28-byte *_WITH_META extras.
@@ -42,13 +43,15 @@ func (w *WithMeta) Append(dst []byte) []byte {
 	if w.HasOptions {
 		ext = 28
 	}
-	var b [HeaderLen + 28]byte
+	at, n := len(dst), HeaderLen+ext+len(w.Key)+len(w.Value)
+	dst = slices.Grow(dst, n)[:at+n]
+	b := dst[at:]
 	h := Header{
 		Magic: MagicRequest, Opcode: w.Opcode, KeyLen: uint16(len(w.Key)), ExtLen: uint8(ext),
 		Datatype: w.Datatype, VBucket: w.VBucket, Opaque: w.Opaque, CAS: w.HeaderCAS,
 		BodyLen: uint32(ext + len(w.Key) + len(w.Value)),
 	}
-	h.put(b[:])
+	h.put(b)
 	x := b[HeaderLen:]
 	binary.BigEndian.PutUint32(x, w.Meta.Flags)
 	binary.BigEndian.PutUint32(x[4:], w.Meta.Expiry)
@@ -57,9 +60,9 @@ func (w *WithMeta) Append(dst []byte) []byte {
 	if w.HasOptions {
 		binary.BigEndian.PutUint32(x[24:], w.Options)
 	}
-	dst = append(dst, b[:HeaderLen+ext]...)
-	dst = append(dst, w.Key...)
-	return append(dst, w.Value...)
+	copy(x[ext:], w.Key)
+	copy(x[ext+len(w.Key):], w.Value)
+	return dst
 }
 
 // Parse decodes a *_WITH_META request of 24 or 28 bytes of extras.
@@ -116,17 +119,20 @@ func ParseGetMeta(f *Frame) (ItemMeta, error) {
 // AppendStore appends SET, ADD or a quiet form of them: extras are flags and
 // expiry, cas 0 is unconditional. It allocates nothing beyond dst.
 func AppendStore(dst []byte, op Opcode, opaque uint32, vb uint16, cas uint64, flags, expiry uint32, key, value []byte) []byte {
-	var b [HeaderLen + 8]byte
+	const head = HeaderLen + 8
+	at, n := len(dst), head+len(key)+len(value)
+	dst = slices.Grow(dst, n)[:at+n]
+	b := dst[at:]
 	h := Header{
 		Magic: MagicRequest, Opcode: op, KeyLen: uint16(len(key)), ExtLen: 8,
 		VBucket: vb, Opaque: opaque, CAS: cas, BodyLen: uint32(8 + len(key) + len(value)),
 	}
-	h.put(b[:])
+	h.put(b)
 	binary.BigEndian.PutUint32(b[HeaderLen:], flags)
 	binary.BigEndian.PutUint32(b[HeaderLen+4:], expiry)
-	dst = append(dst, b[:]...)
-	dst = append(dst, key...)
-	return append(dst, value...)
+	copy(b[head:], key)
+	copy(b[head+len(key):], value)
+	return dst
 }
 
 // AppendKeyed appends a request of only a key: GET, DELETE and their quiet forms.

@@ -197,7 +197,10 @@ func (s *stream) Read(ctx context.Context, b *pump.Batch) error {
 // is larger than a whole arena goes into a batch of its own.
 func (s *Source) make(b *pump.Batch, n uint64, live *uint64) bool {
 	deletion := mix(s.o.Seed, n, 2)>>11 >= s.sets
-	digits := decimalLen(n)
+	digits := 10
+	if s.o.JSON || n >= 1e10 {
+		digits = decimalLen(n)
+	}
 	keyLen := len(s.o.Prefix) + max(10, digits)
 	size := 0
 	if !deletion {

@@ -30,7 +30,7 @@ func held(t *testing.T, sink Sink) *Destination {
 func place(t *testing.T, from, to string, n int) *killing {
 	t.Helper()
 	dir := t.TempDir()
-	sources, release, err := Sources(t.Context(), dir, n)
+	sources, release, err := Sources(t.Context(), dir, n, from)
 	if err != nil {
 		t.Fatal(err)
 	}

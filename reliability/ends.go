@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -111,9 +112,9 @@ func Fill(ctx context.Context, spec string, items []pump.Item) error {
 	return err
 }
 
-// Sources makes all kinds of sources in a folder, of n items each. release ends
-// what they need.
-func Sources(ctx context.Context, dir string, n int) (sources []*Source, release func(), err error) {
+// Sources makes all kinds of sources in a folder, or only those of the given names, of
+// n items each. release ends what they need.
+func Sources(ctx context.Context, dir string, n int, only ...string) (sources []*Source, release func(), err error) {
 	c, err := simcluster.Start(simcluster.Config{Version: "4.6", Nodes: 2, VBuckets: 8})
 	if err != nil {
 		return nil, nil, err
@@ -143,6 +144,9 @@ func Sources(ctx context.Context, dir string, n int) (sources []*Source, release
 		{Name: "docs", Spec: "json:" + filepath.Join(dir, "docs")},
 		{Name: "tap", Spec: c.URL() + "?protocol=tap"},
 		{Name: "dcp", Spec: c.URL() + "?protocol=dcp"},
+	}
+	if len(only) > 0 {
+		sources = slices.DeleteFunc(sources, func(s *Source) bool { return !slices.Contains(only, s.Name) })
 	}
 	for _, s := range sources {
 		switch s.Name {
@@ -257,14 +261,15 @@ func connections(c *memcached.Client) (int, error) {
 	return strconv.Atoi(all["curr_connections"])
 }
 
-// MemcachedKeys lists what memcached holds.
+// MemcachedKeys lists what memcached holds. It walks the hash table: a walk along the
+// LRU lists passes by items that are moved meanwhile.
 func MemcachedKeys(addr string) (keys []string, err error) {
 	c, err := net.Dial("tcp", addr)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	if _, err := io.WriteString(c, "lru_crawler metadump all\r\n"); err != nil {
+	if _, err := io.WriteString(c, "lru_crawler metadump hash\r\n"); err != nil {
 		return nil, err
 	}
 	lines := bufio.NewScanner(c)

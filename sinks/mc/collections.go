@@ -60,7 +60,7 @@ func parseMapping(text string) (map[string]string, error) {
 
 func isPath(s string) bool {
 	scope, name, ok := strings.Cut(s, ".")
-	return ok && scope != "" && name != "" && !strings.ContainsAny(name, ".=") && !strings.ContainsAny(s, " \t")
+	return ok && scope != "" && name != "" && !strings.Contains(name, ".") && !strings.ContainsAny(s, "= \t")
 }
 
 // known returns what is known of the manifest.

@@ -113,6 +113,12 @@ type pumped struct {
 
 // transfer runs the command once. The clock runs from its start to its end.
 func transfer(ctx context.Context, command string, args ...string) (pumped, error) {
+	return transferTold(ctx, make(chan int, 1), command, args...)
+}
+
+// transferTold is transfer that tells the process id, or 0 if there is none.
+func transferTold(ctx context.Context, pid chan<- int, command string, args ...string) (pumped, error) {
+	defer close(pid)
 	var p pumped
 	var out, said bytes.Buffer
 	cmd := exec.CommandContext(ctx, command, append([]string{"--json", "-s"}, args...)...)
@@ -122,6 +128,7 @@ func transfer(ctx context.Context, command string, args ...string) (pumped, erro
 	if err := cmd.Start(); err != nil {
 		return p, err
 	}
+	pid <- cmd.Process.Pid
 	// The peak that the kernel reports of a dead process may be its parent's.
 	over := make(chan struct{})
 	var watch sync.WaitGroup

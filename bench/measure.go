@@ -48,6 +48,7 @@ type report struct {
 	Control []row     `json:"control"` // a pair against itself
 
 	Far      []row     `json:"far"` // with a longer round trip, against none
+	Scale    []scaled  `json:"scale"`
 	Profiles []profile `json:"-"`
 }
 
@@ -58,6 +59,7 @@ type benchOptions struct {
 	rounds  int
 	sizes   []int
 	delays  []time.Duration
+	scaling bool
 	pairs   string
 	scale   float64
 	command string
@@ -71,7 +73,8 @@ func benchMain(ctx context.Context, args []string, out, errOut io.Writer) error 
 	f.IntVar(&o.rounds, "rounds", 5, "rounds of each pair and its limit")
 	f.IntSliceVar(&o.sizes, "sizes", []int{256, 16, 4096}, "bytes of a value")
 	f.StringVar(&o.pairs, "pairs", "", "only pairs whose name holds this, such as \"TAP to\"")
-	f.DurationSliceVar(&o.delays, "delays", []time.Duration{0, time.Millisecond, 10 * time.Millisecond, 50 * time.Millisecond}, "round trips to add, the first to compare with; none: do not")
+	f.DurationSliceVar(&o.delays, "delays", []time.Duration{0, time.Millisecond, 10 * time.Millisecond, 50 * time.Millisecond}, "round trips to add, the first to compare with; only one: do not")
+	f.BoolVar(&o.scaling, "scaling", true, "measure clusters of many nodes and vbuckets")
 	f.Float64Var(&o.scale, "scale", 1, "longer or shorter runs; 1 is about a second each")
 	f.StringVar(&o.command, "cbtransfer", "bin/cbtransfer", "the command to measure")
 	f.StringVar(&o.out, "out", "", "folder to write performance.md, .json and .svg to; none: print only")
@@ -88,20 +91,33 @@ func benchMain(ctx context.Context, args []string, out, errOut io.Writer) error 
 		if err := measureSize(ctx, &o, dir, size, &r, out); err != nil {
 			return err
 		}
+		if err := r.save(o.out); err != nil { // what there is, in case the rest fails
+			return err
+		}
 	}
 	if len(r.Rows) == 0 {
 		return errors.New("no pair has such a name")
 	}
-	if len(o.delays) > 0 && strings.Contains(pairs[0].name, o.pairs) {
+	if len(o.delays) > 1 && strings.Contains(pairs[0].name, o.pairs) {
 		s := &stores{command: o.command, dir: dir, sources: map[string]*child{}, at: map[string]served{}}
 		if err := measureDelays(ctx, &o, s, &r, out); err != nil {
 			return err
 		}
 	}
-	if o.out == "" {
+	if o.scaling && o.pairs == "" {
+		if err := measureScale(ctx, &o, &r, out); err != nil {
+			return err
+		}
+	}
+	return r.save(o.out)
+}
+
+// save writes the report where it was asked for.
+func (r *report) save(dir string) error {
+	if dir == "" || len(r.Rows) == 0 {
 		return nil
 	}
-	return r.write(o.out)
+	return r.write(dir)
 }
 
 func measureSize(ctx context.Context, o *benchOptions, dir string, size int, r *report, out io.Writer) (err error) {

@@ -42,7 +42,7 @@ func itemsFor(p pair, size int, scale float64) int {
 		n = 500_000
 	}
 	if p.sink == "null" {
-		n *= 4
+		n *= 3
 	}
 	return max(1000, int(float64(n)*scale))
 }

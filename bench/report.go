@@ -61,6 +61,14 @@ func (r *report) markdown() string {
 		fmt.Fprintf(&b, "| %s | %s | %s | **%.2f** (%.2f–%.2f) | %.2f | %.0f MiB |\n",
 			l.Pair, thousands(l.Limit), thousands(l.Pump), l.Ratio, l.Least, l.Most, l.Goal, float64(l.Peak)/(1<<20))
 	}
+	if len(r.Scale) > 0 {
+		b.WriteString("\nClusters of many nodes and of small vbuckets, 100 items of 256 bytes in each, into null: the best of the rounds, from the\n" +
+			"start of the process to its end; connections and goroutines are the most at once.\n\n" +
+			"| protocol | nodes | vbuckets | items | time | time per vbucket | CPU per vbucket | connections | goroutines | peak memory |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+	}
+	for i := range r.Scale {
+		b.WriteString(r.Scale[i].markdown() + "\n")
+	}
 	if len(r.Profiles) > 0 {
 		fmt.Fprintf(&b, "\nThe ten functions that took most CPU time, of a run of each pair with `--pprof` (values of %d bytes):\n", r.Rows[0].Size)
 	}

@@ -43,6 +43,9 @@ func serveMain(args []string, in io.Reader, out io.Writer) (err error) {
 	version := f.String("version", "2.5.1", "server version to play")
 	items := f.Int("items", 0, "documents to hold")
 	size := f.Int("size", 256, "bytes of a value")
+	fill := f.Int("fill", 0, "documents that a cluster which is written to holds already")
+	nodes := f.Int("nodes", 1, "nodes of it")
+	vbs := f.Int("vbuckets", vbuckets, "vbuckets of it")
 	if err := f.Parse(args); err != nil {
 		return err
 	}
@@ -65,7 +68,7 @@ func serveMain(args []string, in io.Reader, out io.Writer) (err error) {
 			err = c.Close()
 		}
 		if err == nil {
-			c, err = startCluster(*version)
+			c, err = startCluster(*version, *nodes, *vbs)
 		}
 		return err
 	}
@@ -73,6 +76,11 @@ func serveMain(args []string, in io.Reader, out io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, c.Close()) }()
+	for i := range *fill {
+		if err := c.Bucket("default").Store(simcluster.Doc{Key: appendKey(nil, i), Value: valueOf(i, *size)}); err != nil {
+			return err
+		}
+	}
 	say := func() error {
 		n := 0
 		c.Bucket("default").Each(func(uint16, simcluster.Doc) bool { n++; return true })
@@ -94,9 +102,9 @@ func serveMain(args []string, in io.Reader, out io.Writer) (err error) {
 	return nil
 }
 
-func startCluster(version string) (*simcluster.Cluster, error) {
+func startCluster(version string, nodes, vbs int) (*simcluster.Cluster, error) {
 	return simcluster.Start(simcluster.Config{
-		Nodes: 1, Version: version, VBuckets: vbuckets, Username: simUser, Password: simPassword,
+		Nodes: nodes, Version: version, VBuckets: vbs, Username: simUser, Password: simPassword,
 		Buckets: []simcluster.BucketConfig{{Name: "default"}},
 	})
 }
@@ -130,7 +138,7 @@ type recording struct {
 
 func newPlayer(version string, items, size int) (p *player, err error) {
 	p = &player{conns: map[net.Conn]struct{}{}}
-	if p.cluster, err = startCluster(version); err != nil {
+	if p.cluster, err = startCluster(version, 1, vbuckets); err != nil {
 		return nil, err
 	}
 	defer func() {

@@ -290,9 +290,11 @@ func end(from, to *net.TCPConn, k Kind) {
 		_, _ = from.Close(), to.Close()
 	case HalfClose:
 		_ = to.CloseWrite()
-		_, _ = io.Copy(io.Discard, from)
+		fallthrough
 	case Stall:
-		_, _ = io.Copy(io.Discard, from) // until the other side closes
+		// Once the sender has closed, nothing keeps the other direction alive.
+		_, _ = io.Copy(io.Discard, from)
+		_, _ = from.Close(), to.Close()
 	}
 }
 

@@ -101,6 +101,8 @@ type dcpStream struct {
 	status  uint32 // to end with, when dropped
 	dropped bool
 	waiting bool
+	// answering: the request is being answered, and nothing is sent before that.
+	answering bool
 }
 
 // errStall keeps the connection open and silent.
@@ -393,6 +395,12 @@ func (p *dcpProducer) streamReq(f *mcbp.Frame) bool {
 		c.fail(f, status)
 		return true
 	}
+	if status == mcbp.StatusOK { // who has the answer finds the stream
+		s.answering = true
+		p.mu.Lock()
+		p.streams = append(p.streams, s)
+		p.mu.Unlock()
+	}
 	c.reply(f, status, 0, nil, nil, body)
 	if status != mcbp.StatusOK {
 		return true
@@ -402,7 +410,7 @@ func (p *dcpProducer) streamReq(f *mcbp.Frame) bool {
 	}
 	cutAt, _ := c.n.faults.strikeStream([]uint16{r.VBucket})
 	p.mu.Lock()
-	p.streams = append(p.streams, s)
+	s.answering = false
 	if cutAt > 0 {
 		p.cutAt = cutAt
 	}
@@ -621,7 +629,7 @@ const slice = 32 << 10
 // serve sends what one stream has; more says that there is something left, or
 // that it ended. mu is held.
 func (p *dcpProducer) serve(s *dcpStream) (more bool, err error) {
-	if s.waiting || p.full() {
+	if s.answering || s.waiting || p.full() {
 		return false, nil
 	}
 	until := len(p.out) + slice

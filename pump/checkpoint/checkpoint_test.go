@@ -111,6 +111,22 @@ func TestGoOn(t *testing.T) {
 	closed(t, f)
 }
 
+// TestKilledBeforeAnything: a run that was killed before anything was confirmed can be
+// gone on with like any other, and begun anew as well: there is nothing to lose.
+func TestKilledBeforeAnything(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "c")
+	closed(t, open(t, dir, false))
+	f := open(t, dir, true)
+	if from, _, err := f.Start([]string{"s"}); err != nil || len(from["s"]) > 0 {
+		t.Errorf("it begins at %v (%v)", from, err)
+	}
+	closed(t, f)
+	f = open(t, dir, false)
+	save(t, f, false, somewhere)
+	closed(t, f)
+	refused(t, dir, false, fields("memcached:m"), "unfinished", pump.ClassUsage)
+}
+
 func TestFilesAreOurs(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "c")
 	f := open(t, dir, false)

@@ -165,8 +165,7 @@ func (f *Folder) load(belongs []Field, resume bool) error {
 		if resume {
 			return f.none()
 		}
-		f.rec = record{Belongs: belongs, Runs: 1}
-		return nil
+		return f.begin(belongs)
 	}
 	file, err := f.open(fileName, os.O_RDONLY)
 	if err != nil {
@@ -187,12 +186,11 @@ func (f *Folder) load(belongs []Field, resume bool) error {
 		return f.fails(pump.ClassUsage, "version", err, "Go on with the program that wrote it. "+hintAnew)
 	case err != nil:
 		return f.fails(pump.ClassUsage, "damaged", err, hintAnew)
-	case !resume && !rec.Finished:
+	case !resume && !rec.Finished && at.any():
 		return f.fails(pump.ClassUsage, "unfinished", errors.New("it holds the progress of a copy that did not come to its end"),
 			"Add --resume to go on with it. To begin anew, give another folder or remove this one.")
 	case !resume:
-		f.rec = record{Belongs: belongs, Runs: 1}
-		return nil
+		return f.begin(belongs)
 	}
 	if other := differences(rec.Belongs, belongs); len(other) > 0 {
 		return f.fails(pump.ClassUsage, "mismatch", fmt.Errorf("it belongs to another copy: %s", strings.Join(other, "; ")),
@@ -201,6 +199,13 @@ func (f *Folder) load(belongs []Field, resume bool) error {
 	f.rec, f.at = rec, at
 	f.rec.Runs++
 	return nil
+}
+
+// begin saves that a copy has begun, so that a run that is killed before anything
+// is confirmed can be gone on with like any other.
+func (f *Folder) begin(belongs []Field) error {
+	f.rec = record{Belongs: belongs, Runs: 1}
+	return f.Save(context.Background(), nil, pump.Counts{}, false)
 }
 
 // differences names the fields that are not the same.

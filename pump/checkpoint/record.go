@@ -78,6 +78,9 @@ func newProgress() progress {
 	return progress{vbuckets: make(map[uint16]pump.Mark), streams: make(map[string]pump.Mark)}
 }
 
+// any reports whether there is something to go on from.
+func (p *progress) any() bool { return len(p.vbuckets)+len(p.streams) > 0 }
+
 func (p *progress) add(stream string, m pump.Mark) {
 	if m.VBucket == pump.NoVBucket {
 		p.streams[stream] = m

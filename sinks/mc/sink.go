@@ -106,10 +106,11 @@ func hostPort(s, port string) (string, error) {
 	return net.JoinHostPort(h, port), nil
 }
 
-// defaultLanes is the number of connections unless the user says otherwise: as
-// many as memcached has threads, but no more than there are processors to feed
-// them. Two on a machine of two took a fifth more items than four.
-func defaultLanes() int { return max(2, min(4, runtime.GOMAXPROCS(0))) }
+// defaultLanes is the number of connections unless the user says otherwise: more
+// than there are processors, so that some write while others wait for the answer
+// to their last request, but no more than memcached has threads. On a machine of
+// two processors four took from 8 to 19 % more items than two.
+func defaultLanes() int { return max(2, min(4, 2*runtime.GOMAXPROCS(0))) }
 
 // Lanes connects once, so that a closed port or a refused login is an error
 // before anything is read, and returns want lanes (2 to 4 if want is 0).

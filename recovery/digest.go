@@ -121,7 +121,7 @@ func (r *run) examination(vbs []uint16, mode compare.Mode) compare.Config {
 			if err != nil {
 				return nil, err
 			}
-			return unchecked{source}, nil
+			return unchecked{source, r.meter}, nil
 		}}
 	}
 	return compare.Config{
@@ -141,11 +141,18 @@ func (r *run) examination(vbs []uint16, mode compare.Mode) compare.Config {
 const examineStreams = 2
 
 // unchecked is a source that is not asked whether it can be used: the run has just
-// used both ends.
-type unchecked struct{ pump.Source }
+// used both ends. Reading it counts as moving items.
+type unchecked struct {
+	pump.Source
+	meter *meter
+}
 
 func (unchecked) Check(context.Context) error { return nil }
 func (u unchecked) Unwrap() any               { return u.Source }
+
+func (u unchecked) Streams(ctx context.Context) ([]pump.Stream, error) {
+	return u.meter.streams(u.Source.Streams(ctx))
+}
 
 // openCopies opens the owners' copies of vbuckets for reading.
 func (r *run) openCopies(ctx context.Context, env pump.Env) (pump.Source, error) {

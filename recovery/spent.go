@@ -12,9 +12,9 @@ import (
 // Spent is where the time of a run went, on the clock.
 type Spent struct {
 	Total time.Duration
-	// Moving is while at least one stream of the source was being read or one lane of
-	// the destination had items to take. Connecting is none of it, even where it is
-	// done in the midst of that.
+	// Moving is while at least one stream was being read, for the transfer or to
+	// compare what had come with the source, or one lane of the destination had items
+	// to take. Connecting is none of it, even where it is done in the midst of that.
 	Moving time.Duration
 
 	// Requests and Connects are how many REST requests and KV connections there were,
@@ -24,8 +24,8 @@ type Spent struct {
 	Requesting, Connecting time.Duration
 }
 
-// Waiting is the time in which no items were moved: planning, connecting,
-// creating vbuckets, comparing, committing, and every pause.
+// Waiting is the time in which no items were moved or compared: planning, connecting,
+// creating vbuckets, committing, and every pause.
 func (s Spent) Waiting() time.Duration { return s.Total - s.Moving }
 
 // meter measures Spent. Its clock is a field for tests.
@@ -112,9 +112,13 @@ func (s *meteredSource) Estimate(context.Context) (pump.Estimate, error) {
 }
 
 func (s *meteredSource) Streams(ctx context.Context) ([]pump.Stream, error) {
-	streams, err := s.Source.Streams(ctx)
+	return s.meter.streams(s.Source.Streams(ctx))
+}
+
+// streams returns streams whose reading counts as moving.
+func (m *meter) streams(streams []pump.Stream, err error) ([]pump.Stream, error) {
 	for i, st := range streams {
-		streams[i] = &meteredStream{st, s.meter}
+		streams[i] = &meteredStream{st, m}
 	}
 	return streams, err
 }

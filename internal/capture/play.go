@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -210,7 +211,8 @@ var errClientClosed = errors.New("the client closed the connection")
 func (s *server) await(ctx context.Context, n int) error {
 	for s.got < n {
 		err := s.one(ctx)
-		if err == io.EOF {
+		// One that closes before it has read everything resets the connection.
+		if err == io.EOF || errors.Is(err, syscall.ECONNRESET) {
 			return fmt.Errorf("%w after %d packets, %d are due", errClientClosed, s.got, n)
 		}
 		if err != nil {

@@ -25,7 +25,8 @@ lint: ## formatting, vet, static checks, layer rules, tidy modules
 	@./scripts/lint.sh
 
 race: setup
-	$(GO) test -race ./...
+	$(GO) test -race $$($(GO) list ./... | grep -v '/reliability$$')
+	$(GO) test -race ./reliability -kills 30 -share 12 -every 12 -cuts 4
 
 fuzz-smoke: ## every fuzz target for FUZZTIME
 	@./scripts/fuzz-smoke.sh $(FUZZTIME)

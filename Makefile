@@ -26,7 +26,7 @@ lint: ## formatting, vet, static checks, layer rules, tidy modules
 
 race: setup
 	$(GO) test -race $$($(GO) list ./... | grep -v '/reliability$$')
-	$(GO) test -race ./reliability -kills 30 -share 12 -every 12 -cuts 4
+	$(GO) test -race ./reliability -kills 30 -share 12
 
 fuzz-smoke: ## every fuzz target for FUZZTIME
 	@./scripts/fuzz-smoke.sh $(FUZZTIME)

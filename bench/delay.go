@@ -69,7 +69,7 @@ func forward(to, from net.Conn, by time.Duration) {
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for p := range under {
-			time.Sleep(time.Until(p.due))
+			time.Sleep(time.Until(p.due)) // the delay that this link is there to add
 			if _, err := to.Write(p.data); err != nil {
 				_ = from.Close()
 			}

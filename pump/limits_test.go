@@ -3,6 +3,7 @@ package pump_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -56,19 +57,19 @@ func TestLimits(t *testing.T) {
 func TestLimitsChangeInMidRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		limits := pump.NewLimits(1, 0)
-		go func() {
-			time.Sleep(10 * time.Second) // virtual time
+		var setting sync.WaitGroup
+		setting.Go(func() {
+			time.Sleep(10 * time.Second) // synctest's clock, on which it takes no time
 			limits.Set(0, 0)
-			time.Sleep(time.Second)
-			limits.Set(7, 8)
-		}()
+		})
 		report, err := pump.Run(t.Context(), pump.Config{
 			Source: &pumptest.MemSource{Parts: [][]pump.Item{items("k", 1000, 10)}}, Sink: &pumptest.MemSink{}, Settings: quick(), Limits: limits,
 		})
 		if err != nil || report.Elapsed != 10*time.Second {
 			t.Fatalf("error %v after %s, want 10 s at one item a second and the rest at once", err, report.Elapsed)
 		}
-		time.Sleep(2 * time.Second)
+		setting.Wait()
+		limits.Set(7, 8)
 		if n, b := limits.Rates(); n != 7 || b != 8 {
 			t.Fatalf("limits %d, %d", n, b)
 		}

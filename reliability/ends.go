@@ -47,7 +47,10 @@ type Destination struct {
 	Whole bool
 	// Live returns the live items, or that there is nothing to be taken for a whole
 	// (ok false). It is asked after the run. Nil: the destination keeps nothing.
-	Live  func() (items map[string]pump.Item, ok bool, err error)
+	Live func() (items map[string]pump.Item, ok bool, err error)
+	// Has asks for one key, where the list that Live goes by is not the word of the
+	// store itself; nil elsewhere.
+	Has   func(key string) (bool, error)
 	Close func()
 }
 
@@ -185,7 +188,7 @@ func (s *Source) learn(ctx context.Context) error {
 // Sinks lists all kinds of sinks; files are made in folders of dir. release ends what
 // they need. Each is opened by one user at a time.
 func Sinks(dir string) (sinks []Sink, release func(), err error) {
-	mc, err := realmc.Launch("-m", "16", "-t", "1")
+	mc, err := realmc.Launch("-m", "64", "-t", "1")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -245,6 +248,7 @@ func openMemcached(s *realmc.Server, alone int) (*Destination, error) {
 		}
 	}
 	return &Destination{Spec: "memcached://" + s.Addr, Close: func() {},
+		Has: func(key string) (bool, error) { return memcachedHas(s.Addr, key) },
 		Live: func() (map[string]pump.Item, bool, error) {
 			items, err := MemcachedItems(s.Addr)
 			return items, true, err
@@ -306,7 +310,25 @@ func MemcachedItems(addr string) (map[string]pump.Item, error) {
 		}
 		items[k] = pump.Item{Key: []byte(k), Value: r.Body}
 	}
-	return items, nil
+	all, err := c.StatsMap("")
+	if err == nil && all["evictions"] != "0" {
+		err = fmt.Errorf("memcached threw out %s items for want of memory, so what is there shows nothing", all["evictions"])
+	}
+	return items, err
+}
+
+// memcachedHas asks memcached itself for a key, whatever its list of keys says.
+func memcachedHas(addr, key string) (bool, error) {
+	c, err := memcached.Connect("tcp", addr)
+	if err != nil {
+		return false, err
+	}
+	defer c.Close()
+	_, err = c.Get(0, key)
+	if gomemcached.IsNotFound(err) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 func openCluster(format string, replicas bool) (*Destination, error) {

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"strconv"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -119,6 +120,23 @@ func (s *Server) Kill() {
 	s.kill.Do(func() { _ = s.cmd.Process.Kill() })
 	<-s.exited
 }
+
+// Stop makes the process stand still and returns when all its threads do; Continue
+// lets it go on.
+func (s *Server) Stop() error {
+	if err := syscall.Kill(s.PID(), syscall.SIGSTOP); err != nil {
+		return err
+	}
+	var status syscall.WaitStatus
+	for {
+		if _, err := syscall.Wait4(s.PID(), &status, syscall.WUNTRACED, nil); err != syscall.EINTR {
+			return err
+		}
+	}
+}
+
+// Continue lets a stopped process go on.
+func (s *Server) Continue() error { return syscall.Kill(s.PID(), syscall.SIGCONT) }
 
 // Close ends the process.
 func (s *Server) Close() { s.Kill() }

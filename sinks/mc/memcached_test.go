@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/couchbase/gomemcached"
@@ -103,7 +104,7 @@ func count(b *pump.Batch, v pump.Verdict) int {
 	return n
 }
 
-// fakeServer accepts connections one after the other and hands them to serve.
+// fakeServer hands each connection to serve, with its number.
 func fakeServer(tb testing.TB, serve func(n int, c net.Conn, rd *mcbp.Reader)) string {
 	tb.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -113,13 +114,17 @@ func fakeServer(tb testing.TB, serve func(n int, c net.Conn, rd *mcbp.Reader)) s
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		var wg sync.WaitGroup
+		defer wg.Wait()
 		for n := 0; ; n++ {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			serve(n, c, mcbp.NewReader(c))
-			c.Close()
+			wg.Go(func() {
+				defer c.Close()
+				serve(n, c, mcbp.NewReader(c))
+			})
 		}
 	}()
 	tb.Cleanup(func() { l.Close(); <-done })

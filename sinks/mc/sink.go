@@ -266,6 +266,7 @@ type lane struct {
 	op      string
 	pipe    *pipe.Pipe // nil when not connected
 	rulings *Rulings
+	gaveUp  net.Addr // our end of the connection before, if not all was answered there
 }
 
 // Write sends the batch behind one fence. Order per key is the batch's order
@@ -273,10 +274,15 @@ type lane struct {
 func (l *lane) Write(ctx context.Context, b *pump.Batch) error {
 	if l.pipe == nil {
 		p, err := l.sink.dial(ctx)
+		if err == nil && l.gaveUp != nil {
+			if err = l.sink.awaitEnd(ctx, l.gaveUp); err != nil {
+				_ = p.Close()
+			}
+		}
 		if err != nil {
 			return settleLost(b, err)
 		}
-		l.pipe = p
+		l.pipe, l.gaveUp = p, nil
 	}
 	p := l.pipe
 	p.Begin(ctx, b.Len(), b.Len())
@@ -320,7 +326,7 @@ func (l *lane) Write(ctx context.Context, b *pump.Batch) error {
 		}
 	}
 	if err != nil {
-		l.pipe = nil
+		l.pipe, l.gaveUp = nil, p.LocalAddr()
 		_ = p.Close()
 		if stop != nil {
 			return stop

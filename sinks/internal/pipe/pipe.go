@@ -8,6 +8,7 @@ package pipe
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -83,8 +84,23 @@ func New(conn net.Conn, rd *mcbp.Reader, timeout time.Duration) *Pipe {
 		conn: conn, rd: rd, timeout: timeout,
 		start: make(chan struct{}), done: make(chan error, 1), gone: make(chan struct{}),
 	}
+	p.linger(0)
 	go p.reader()
 	return p
+}
+
+// linger says what becomes of bytes that the kernel has not sent when the connection
+// is closed. With 0 they are dropped, also if the process is killed: else they would
+// be sent for minutes after a network fault, and reach the peer behind what a later
+// connection wrote (invariant 5). With -1 they are sent.
+func (p *Pipe) linger(seconds int) {
+	conn := p.conn
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	if t, ok := conn.(*net.TCPConn); ok {
+		_ = t.SetLinger(seconds)
+	}
 }
 
 // Begin starts a round of requests with the indexes 0 to n-1. The round is over
@@ -199,8 +215,14 @@ func (p *Pipe) Frame(a *Answer) mcbp.Frame {
 	return f
 }
 
+// LocalAddr returns our end of the connection.
+func (p *Pipe) LocalAddr() net.Addr { return p.conn.LocalAddr() }
+
 // Close closes the connection and waits for the reader to end.
 func (p *Pipe) Close() error {
+	if !p.dead {
+		p.linger(-1) // all was answered: it ends in the usual way
+	}
 	err := p.conn.Close()
 	if !p.dead {
 		p.dead = true

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"net"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -326,5 +328,38 @@ func TestAllocs(t *testing.T) {
 	})
 	if allocs > 50 { // 5000 items; net.Pipe's deadlines cost some
 		t.Errorf("%v allocations in a round of 5000 items", allocs)
+	}
+}
+
+// TestUnsentBytesAreDropped: what the kernel still holds of a connection that is given
+// up is not sent later, behind what the next connection wrote (invariant 5); one that
+// has nothing under way ends in the usual way.
+func TestUnsentBytesAreDropped(t *testing.T) {
+	for _, clean := range []bool{false, true} {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		client, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		server, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer server.Close()
+		p := New(client, mcbp.NewReader(client), 50*time.Millisecond)
+		if !clean {
+			if err := round(p, t.Context(), 20, 1<<20); !errors.Is(err, ErrSilent) {
+				t.Fatalf("%v from a peer that reads nothing", err)
+			}
+		}
+		_ = p.Close() // of a reset connection it may be an error
+		n, err := io.Copy(io.Discard, server)
+		if reset := errors.Is(err, syscall.ECONNRESET); reset == clean || n >= 20<<20 {
+			t.Errorf("nothing under way: %t; the peer read %d bytes, then %v", clean, n, err)
+		}
 	}
 }

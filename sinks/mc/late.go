@@ -1,0 +1,89 @@
+package mc
+
+import (
+	"bufio"
+	"context"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// What ends the wait for a connection that the server still lists: it may never learn
+// that it is over, but has done with what it received.
+const (
+	afterLook = 5 * time.Millisecond // between two looks
+	idleFor   = 2                    // seconds
+	longest   = 5 * time.Second      // for all looks: a server that is alive answers at once
+)
+
+// awaitEnd waits until the server has done with a connection that was given up. What
+// the server had received there it still reads, and another thread of it may come to
+// that only after the writes of the next connection: an early value of a key would
+// replace a later one (invariant 5). The server has just answered, so that its silence
+// here means that it has no list. Such a server, and one that sees our connections under
+// other addresses, is not waited for.
+func (s *Sink) awaitEnd(ctx context.Context, ours net.Addr) error {
+	op := "see at " + s.where + " whether the connection before has ended"
+	d := net.Dialer{Timeout: s.cfg.Timeout}
+	conn, err := d.DialContext(ctx, "tcp", s.cfg.Addr)
+	if err != nil {
+		return s.lost(op, err)
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	if err := conn.SetDeadline(time.Now().Add(longest)); err != nil {
+		return s.lost(op, err)
+	}
+	rd := bufio.NewReader(conn)
+	for {
+		there, err := busy(conn, rd, ours.String())
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil || !there: // a server without the text protocol hangs up, or says nothing
+			return nil
+		}
+		select {
+		case <-time.After(afterLook):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// busy asks for the server's connections and reports whether the one from addr is
+// among them and had a command lately.
+func busy(conn net.Conn, rd *bufio.Reader, addr string) (bool, error) {
+	// Only the text protocol has the list. What follows the question makes it as long
+	// as a header, for a server of the binary protocol alone to refuse.
+	if _, err := conn.Write([]byte("stats conns\r\nversion\r\nversion\r\n")); err != nil {
+		return false, err
+	}
+	// STAT 27:addr tcp:127.0.0.1:50312
+	// STAT 27:secs_since_last_cmd 0
+	id, there := "", false
+	for versions := 0; versions < 2; {
+		line, err := rd.ReadSlice('\n')
+		if err != nil {
+			return false, err
+		}
+		word := strings.Fields(string(line))
+		if len(word) > 0 && word[0] == "VERSION" {
+			versions++
+		}
+		if len(word) != 3 || word[0] != "STAT" {
+			continue
+		}
+		of, name, _ := strings.Cut(word[1], ":")
+		_, from, _ := strings.Cut(word[2], ":")
+		switch {
+		case name == "addr" && from == addr:
+			id, there = of, true
+		case name == "secs_since_last_cmd" && of == id:
+			idle, err := strconv.Atoi(word[2])
+			there = err != nil || idle < idleFor
+		}
+	}
+	return there, nil
+}

@@ -413,13 +413,14 @@ func (d *feed) message(f *mcbp.Frame, b *pump.Batch) error {
 		d.caughtUp(p)
 		return d.check(p, err)
 	case mcbp.OpDcpSystemEvent:
-		if err := p.advance(m.Seqno); err != nil {
+		if err := p.follows(m.Seqno); err != nil {
 			return d.check(p, err)
 		}
 		if d.names == nil {
 			return d.protocol(fmt.Errorf("vbucket %d: a system event on a connection without collections", p.vb))
 		}
 		if !knownEvent(m.Flags) {
+			p.move(m.Seqno)
 			// Of a newer server; it holds no item, and changes no name.
 			d.warn("a system event of an unknown kind was passed over", "node", d.addr, "vbucket", p.vb, "event", m.Flags)
 			return nil
@@ -430,14 +431,19 @@ func (d *feed) message(f *mcbp.Frame, b *pump.Batch) error {
 		}
 		d.names.event(&e)
 		p.drops = p.drops || dropped(&e)
+		p.move(m.Seqno)
 		d.caughtUp(p)
 		return nil
 	case mcbp.OpDcpMutation, mcbp.OpDcpDeletion, mcbp.OpDcpExpiration:
-		if err := p.advance(m.Seqno); err != nil {
+		if err := p.follows(m.Seqno); err != nil {
 			return d.check(p, err)
 		}
+		if err := d.item(p, m, b); err != nil {
+			return err
+		}
+		p.move(m.Seqno)
 		d.caughtUp(p)
-		return d.item(p, m, b)
+		return nil
 	}
 	return d.protocol(fmt.Errorf("the node sends %s of vbucket %d, which was never asked for", mcbp.OpcodeName(m.Opcode), m.VBucket))
 }

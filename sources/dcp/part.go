@@ -115,17 +115,17 @@ func (p *part) marker(start, end uint64) error {
 	return nil
 }
 
-// advance moves the position. Seqnos only grow: a copy that went on from an
-// order of another kind would have holes.
-func (p *part) advance(seqno uint64) error {
+// follows says whether a seqno can come next. Seqnos only grow: a copy that went on
+// from an order of another kind would have holes.
+func (p *part) follows(seqno uint64) error {
 	if seqno <= p.seqno || seqno > p.markerEnd {
 		return fmt.Errorf("seqno %d came behind %d, in a snapshot %d to %d", seqno, p.seqno, p.markerStart, p.markerEnd)
 	}
-	p.move(seqno)
 	return nil
 }
 
-// move moves the position. Behind the last item of a snapshot everything that the
+// move moves the position, once what is there has been passed on: a mark never covers
+// an item that could not be read (invariant 2). Behind the last item of a snapshot everything that the
 // vbucket held at its end has come. A snapshot that ends just where the stream
 // does may have been cut there, and does not count.
 func (p *part) move(seqno uint64) {

@@ -548,6 +548,21 @@ func TestUncompress(t *testing.T) {
 	}
 }
 
+// TestMarkBeforeWhatCannotBeRead: the mark that comes with the items before an item
+// that cannot be read is before that item, or going on there would leave it out.
+func TestMarkBeforeWhatCannotBeRead(t *testing.T) {
+	f := startFake(t, v66, map[uint16]cluster.VBInfo{7: activeVB(3)}, map[uint16]uint64{7: 3}, func(_ int, req mcbp.StreamReq, _ net.Conn) ([]byte, error) {
+		return accept(req).marker(0, 3).items(1, 1).
+			send(mcbp.DcpMessage{Opcode: mcbp.OpDcpMutation, Seqno: 2, Datatype: 2, Key: []byte("a"), Value: []byte("no snappy")}).
+			items(3, 3).end(mcbp.StreamEndOK).out, nil
+	})
+	got := readOnce(t, one(t, f, func(cfg *Config) { cfg.Options.Uncompress = true }, 7), 8<<10)
+	want(t, got.err, codeProtocol, "vbucket 7, seqno 2")
+	if len(got.items) != 1 || len(got.marks) != 1 || got.marks[0].Seqno != 1 {
+		t.Errorf("%d items, marks %+v", len(got.items), got.marks)
+	}
+}
+
 // TestMoves: the vbucket is taken away in mid-stream and goes on elsewhere, with
 // the position it had.
 func TestMoves(t *testing.T) {

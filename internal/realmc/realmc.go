@@ -98,14 +98,14 @@ func (s *Server) Restart() error {
 	return fmt.Errorf("memcached does not start again: %w", last)
 }
 
-// ready waits until memcached listens or has exited.
+// ready waits until memcached listens or has exited. Another process may have got the
+// port between the probe and the start, and answer in its place.
 func (s *Server) ready() error {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		c, err := net.Dial("tcp", s.Addr)
-		if err == nil {
-			return c.Close()
+		if pid, err := s.Stat("pid"); err == nil && pid == strconv.Itoa(s.PID()) {
+			return nil
 		}
 		select {
 		case <-s.exited:
@@ -144,6 +144,9 @@ func (s *Server) Close() { s.Kill() }
 // PID returns the process id.
 func (s *Server) PID() int { return s.cmd.Process.Pid }
 
+// silence is how long a peer may take that may not be memcached at all.
+const silence = 10 * time.Second
+
 // Stat asks memcached for one of its statistics, with an independent client.
 func (s *Server) Stat(name string) (string, error) {
 	c, err := memcached.Connect("tcp", s.Addr)
@@ -151,6 +154,7 @@ func (s *Server) Stat(name string) (string, error) {
 		return "", fmt.Errorf("connect to memcached: %w", err)
 	}
 	defer c.Close()
+	c.SetDeadline(time.Now().Add(silence))
 	all, err := c.StatsMap("")
 	if err != nil {
 		return "", fmt.Errorf("statistics of memcached: %w", err)

@@ -14,7 +14,6 @@ import (
 const (
 	afterLook = 5 * time.Millisecond // between two looks
 	idleFor   = 2                    // seconds
-	longest   = 5 * time.Second      // for all looks: a server that is alive answers at once
 )
 
 // awaitEnd waits until the server has done with a connection that was given up. What
@@ -32,11 +31,11 @@ func (s *Sink) awaitEnd(ctx context.Context, ours net.Addr) error {
 	}
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
-	if err := conn.SetDeadline(time.Now().Add(longest)); err != nil {
-		return s.lost(op, err)
-	}
 	rd := bufio.NewReader(conn)
 	for {
+		if err := conn.SetDeadline(time.Now().Add(s.cfg.Timeout)); err != nil {
+			return s.lost(op, err)
+		}
 		there, err := busy(conn, rd, ours.String())
 		switch {
 		case ctx.Err() != nil:

@@ -20,7 +20,7 @@ func TestLateBytesComeFirst(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	sink, err := New(Config{Addr: srv.Addr, Options: Options{Timeout: 200 * time.Millisecond}})
+	sink, err := New(Config{Addr: srv.Addr, Options: Options{Timeout: 500 * time.Millisecond}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -29,7 +29,7 @@ func TestLateBytesComeFirst(t *testing.T) {
 	for i := range early {
 		early[i] = item("k", "early")
 	}
-	for range 10 {
+	for range 5 {
 		sinktest.Verdicts(t, sinktest.Write(t, lane, item("k", "first")), pump.Done)
 		if err := srv.Stop(); err != nil {
 			t.Fatal(err)

@@ -102,7 +102,7 @@ func (d *DataFile) Verify(ctx context.Context, gaps bool) error {
 		return context.Cause(ctx)
 	}
 	if err != nil {
-		return fail(codeUnreadable, d.Path, plain(err), "")
+		return unreadable("backup file "+d.Path, err)
 	}
 	if sum != *d.sum {
 		return fail(codeCorrupt, d.Path, fmt.Errorf("its contents do not match the checksum in %s", SumsFile), hintCorrupt)
@@ -153,17 +153,17 @@ func (d *DataFile) Stamp() ([sha256.Size]byte, error) {
 	}
 	f, err := os.Open(d.Path)
 	if err != nil {
-		return [sha256.Size]byte{}, fail(codeUnreadable, d.Path, plain(err), "")
+		return [sha256.Size]byte{}, unreadable("backup file "+d.Path, err)
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	if err != nil {
-		return [sha256.Size]byte{}, fail(codeUnreadable, d.Path, plain(err), "")
+		return [sha256.Size]byte{}, unreadable("backup file "+d.Path, err)
 	}
 	p := make([]byte, 4096)
 	n, err := f.ReadAt(p, 0)
 	if err != nil && err != io.EOF {
-		return [sha256.Size]byte{}, fail(codeUnreadable, d.Path, plain(err), "")
+		return [sha256.Size]byte{}, unreadable("backup file "+d.Path, err)
 	}
 	p = binary.BigEndian.AppendUint64(p[:n], uint64(info.Size()))
 	return sha256.Sum256(binary.BigEndian.AppendUint64(p, uint64(info.ModTime().UnixNano()))), nil
@@ -500,14 +500,14 @@ func (w *walker) small(path string) (text []byte, ok bool, err error) {
 	info, err := os.Stat(path)
 	switch {
 	case err != nil:
-		return nil, false, fail(codeUnreadable, path, plain(err), "")
+		return nil, false, unreadable("backup file "+path, err)
 	case !info.Mode().IsRegular():
 		return nil, false, fail(codeForeign, path, fmt.Errorf("is a %s, a file is due", kindOf(info.Mode())), "")
 	case info.Size() > maxSmall:
 		return nil, false, fail(codeForeign, path, fmt.Errorf("is larger than %s", pump.Size(maxSmall)), "")
 	}
 	if text, err = os.ReadFile(path); err != nil {
-		return nil, false, fail(codeUnreadable, path, plain(err), "")
+		return nil, false, unreadable("backup file "+path, err)
 	}
 	return text, true, nil
 }
@@ -521,7 +521,7 @@ type walker struct {
 func newWalker(root string, follow bool) (*walker, error) {
 	info, err := os.Stat(root)
 	if err != nil {
-		return nil, &pump.Error{Code: codeUnreadable, Op: "read " + root, Err: plain(err)}
+		return nil, unreadable("read "+root, err)
 	}
 	if !info.IsDir() {
 		return nil, &pump.Error{Code: codeNoBackup, Op: "read " + root, Err: errors.New("is no folder")}
@@ -531,7 +531,7 @@ func newWalker(root string, follow bool) (*walker, error) {
 		real, err = filepath.Abs(real)
 	}
 	if err != nil {
-		return nil, &pump.Error{Code: codeUnreadable, Op: "read " + root, Err: plain(err)}
+		return nil, unreadable("read "+root, err)
 	}
 	return &walker{root: real, follow: follow}, nil
 }
@@ -543,7 +543,7 @@ func (w *walker) list(dir string) ([]string, error) {
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, &pump.Error{Code: codeUnreadable, Op: "read " + dir, Err: plain(err)}
+		return nil, unreadable("read "+dir, err)
 	}
 	names := make([]string, len(entries))
 	for i, e := range entries {
@@ -563,7 +563,7 @@ func (w *walker) check(path string) error {
 		if info, lerr := os.Lstat(path); lerr == nil && info.Mode()&fs.ModeSymlink != 0 {
 			return &pump.Error{Code: codeLink, Op: "read " + path, Err: errors.New("is a symbolic link that leads nowhere, or in a circle")}
 		}
-		return &pump.Error{Code: codeUnreadable, Op: "read " + path, Err: plain(err)}
+		return unreadable("read "+path, err)
 	}
 	if rel, err := filepath.Rel(w.root, real); !w.follow && (err != nil || rel == ".." || strings.HasPrefix(rel, ".."+string(filepath.Separator))) {
 		return &pump.Error{Code: codeLink, Op: "read " + path, Err: fmt.Errorf("leads out of the backup folder, to %s", real),
@@ -587,7 +587,7 @@ func (w *walker) folders(dir string, match func(string) bool) ([]string, error) 
 		}
 		info, err := os.Stat(path)
 		if err != nil {
-			return nil, &pump.Error{Code: codeUnreadable, Op: "read " + path, Err: plain(err)}
+			return nil, unreadable("read "+path, err)
 		}
 		if !info.IsDir() {
 			return nil, &pump.Error{Code: codeForeign, Op: "read " + path, Err: fmt.Errorf("is a %s, a folder is due", kindOf(info.Mode()))}
@@ -688,7 +688,7 @@ func (w *walker) dataFile(path string) (*DataFile, error) {
 	}
 	info, err := os.Stat(path)
 	if err != nil {
-		return nil, fail(codeUnreadable, path, plain(err), "")
+		return nil, unreadable("backup file "+path, err)
 	}
 	real, err := filepath.Abs(path)
 	if err != nil {

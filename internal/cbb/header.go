@@ -37,7 +37,7 @@ const headerLen = 100
 func CheckFile(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
-		return fail(codeUnreadable, path, plain(err), "")
+		return unreadable("backup file "+path, err)
 	}
 	if !info.Mode().IsRegular() {
 		return fail(codeForeign, path, fmt.Errorf("is a %s, a data file is due", kindOf(info.Mode())), "")
@@ -50,7 +50,7 @@ func CheckFile(path string) error {
 	}
 	f, err := os.Open(path)
 	if err != nil {
-		return fail(codeUnreadable, path, plain(err), "")
+		return unreadable("backup file "+path, err)
 	}
 	defer f.Close()
 	if hasWriter(f) {
@@ -59,7 +59,7 @@ func CheckFile(path string) error {
 	var header [headerLen]byte
 	n, err := io.ReadFull(f, header[:])
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return fail(codeUnreadable, path, plain(err), "")
+		return unreadable("backup file "+path, err)
 	}
 	if code, err := checkHeader(header[:n], info.Size()); err != nil {
 		hint := hintCorrupt
@@ -133,6 +133,16 @@ func kindOf(m fs.FileMode) string {
 		return "device"
 	}
 	return "file of a special kind"
+}
+
+// unreadable returns the error of something of a backup that the system does not
+// let be read.
+func unreadable(op string, err error) error {
+	hint := ""
+	if errors.Is(err, fs.ErrPermission) {
+		hint = "Check the permissions of it and of the folders above it, or run as a user who may read it."
+	}
+	return &pump.Error{Code: codeUnreadable, Op: op, Err: plain(err), Hint: hint}
 }
 
 // plain takes the path out of a file error, since the message names it already,

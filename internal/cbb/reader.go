@@ -39,7 +39,7 @@ func OpenReader(path string) (*Reader, error) {
 	r := &Reader{path: path}
 	var err error
 	if r.info, err = os.Stat(path); err != nil {
-		return nil, fail(codeUnreadable, path, plain(err), "")
+		return nil, unreadable("backup file "+path, err)
 	}
 	if r.conn, err = connect(path, sqlite.OpenReadOnly); err != nil {
 		return nil, r.failed(err)
@@ -248,7 +248,7 @@ func (r *Reader) Begin(after int64, gaps bool) error {
 // damaged makes an error of one that was met in the pages.
 func (r *Reader) damaged(err error) error {
 	if _, ok := errors.AsType[*fs.PathError](err); ok {
-		return fail(codeUnreadable, r.path, fmt.Errorf("%s: %w", r.where(), plain(err)), "")
+		return unreadable("backup file "+r.path+": "+r.where(), err)
 	}
 	return fail(codeCorrupt, r.path, fmt.Errorf("%s: damaged (%w)", r.where(), err), hintCorrupt)
 }
@@ -420,7 +420,7 @@ func (r *Reader) bad(column, why string) error {
 func (r *Reader) Unchanged() error {
 	now, err := os.Stat(r.path)
 	if err != nil {
-		return fail(codeUnreadable, r.path, plain(err), "")
+		return unreadable("backup file "+r.path, err)
 	}
 	if now.Size() != r.info.Size() || !now.ModTime().Equal(r.info.ModTime()) || !os.SameFile(now, r.info) {
 		return fail(codeBusy, r.path, fmt.Errorf("was changed while it was read (%s)", now.ModTime().Format(time.RFC3339)),

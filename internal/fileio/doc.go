@@ -74,19 +74,20 @@ func WriteError(op, partial string, err error) error {
 	default:
 		e.Hint = "Run the same command again once the file system takes files."
 	}
-	if isThere(partial) {
+	if holdsAnything(partial) {
 		e.Hint += " What was written so far is incomplete and is in " + partial + "; it can be removed."
 	}
 	return e
 }
 
-// isThere says whether a partial file or folder can still be found.
-func isThere(partial string) bool {
+// holdsAnything says whether a partial file or folder is still there, and is no
+// empty file, which goes when the run ends.
+func holdsAnything(partial string) bool {
 	if partial == "" {
 		return false
 	}
-	_, err := os.Lstat(partial)
-	return err == nil
+	info, err := os.Lstat(partial)
+	return err == nil && info.Size() > 0
 }
 
 // ReadError returns the error of a failed read or opening: class failed, but
@@ -100,6 +101,9 @@ func ReadError(op string, err error) error {
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		e.Class, e.Code = pump.ClassUsage, "no-file"
+		if p, ok := errors.AsType[*os.PathError](err); ok && holdsAnything(p.Path+PartialEnding) {
+			e.Hint = p.Path + PartialEnding + " is there: the run that writes it has not come to its end. Wait for it, or run it again."
+		}
 	case errors.Is(err, os.ErrPermission):
 		e.Hint = "Check the permissions of the file and of the folders above it, or run as a user who may read it."
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):

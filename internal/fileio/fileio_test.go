@@ -164,6 +164,9 @@ func TestFullDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		kept := o.f
+		if _, err := kept.WriteString("what went well"); err != nil {
+			t.Fatal(err)
+		}
 		o.f = full
 		// What an encoder holds back fails at the latest on Commit.
 		for i := 0; err == nil && i < 100; i++ {
@@ -222,8 +225,13 @@ func TestWriteErrorsAreFailures(t *testing.T) {
 		if strings.Contains(pump.HintOf(err), partial) {
 			t.Errorf("a partial file that is gone is named: %s", pump.HintOf(err))
 		}
-		if werr := os.WriteFile(partial, nil, 0o666); werr != nil {
-			t.Fatal(werr)
+		for _, text := range []string{"", "text"} { // an empty one is removed in the end, and not to be looked for
+			if werr := os.WriteFile(partial, []byte(text), 0o666); werr != nil {
+				t.Fatal(werr)
+			}
+			if hint := pump.HintOf(WriteError("write x", partial, cause)); strings.Contains(hint, partial) != (text != "") {
+				t.Errorf("%q written: %s", text, hint)
+			}
 		}
 		err = WriteError("write x", partial, &fs.PathError{Op: "open", Path: partial, Err: cause})
 		if pump.ExitCode(err, 0) != 1 || !strings.Contains(pump.HintOf(err), partial) || err.Error() != "write x: "+cause.Error() {
@@ -243,6 +251,13 @@ func TestUnreadable(t *testing.T) {
 	err := ReadError("read x", &fs.PathError{Op: "open", Path: "x", Err: syscall.EACCES})
 	if pump.ClassOf(err) != pump.ClassFailed || !strings.Contains(pump.HintOf(err), "permissions of the file") || err.Error() != "read x: permission denied" {
 		t.Errorf("class %d, %v (%s)", pump.ClassOf(err), err, pump.HintOf(err))
+	}
+	path := filepath.Join(t.TempDir(), "x.jsonl")
+	if err := os.WriteFile(path+PartialEnding, []byte("text"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(path); pump.ClassOf(err) != pump.ClassUsage || !strings.Contains(pump.HintOf(err), path+PartialEnding) {
+		t.Errorf("%v (%s)", err, pump.HintOf(err))
 	}
 	// What network code says of a cut connection is not to be said of a file.
 	for _, err := range []error{ReadError("read x", io.ErrUnexpectedEOF), ReadError("read x", io.EOF), unpackError("read x", io.ErrUnexpectedEOF), unpackError("read x", io.EOF)} {
@@ -510,6 +525,47 @@ func TestTree(t *testing.T) {
 	}
 	if err := CheckTree(path); pump.CodeOf(err) != "file-exists" {
 		t.Errorf("a folder that is not empty: %v", err)
+	}
+}
+
+// TestTreeThatIsThinnedOut: what somebody else removed of a folder that is being
+// written is missed before the folder gets its name.
+func TestTreeThatIsThinnedOut(t *testing.T) {
+	for what, remove := range map[string]string{"a file": "docs/sub/b", "a folder": "docs/sub", "all documents": "docs", "something else": ""} {
+		path := filepath.Join(t.TempDir(), "tree")
+		tree, err := CreateTree(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(tree.Write([]string{"docs", "a"}, nil), tree.Write([]string{"docs", "sub", "b"}, nil), tree.Write([]string{"docs", "sub", "c"}, nil),
+			tree.Write([]string{"docs", "a"}, nil), tree.Remove([]string{"docs", "sub", "c"})); err != nil {
+			t.Fatal(err)
+		}
+		partial := path + PartialEnding
+		if remove != "" {
+			err = os.RemoveAll(filepath.Join(partial, remove))
+		} else { // what somebody added is not ours to judge
+			err = os.WriteFile(filepath.Join(partial, ".DS_Store"), nil, 0o666)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if remove == "docs" { // the next document makes its folder anew
+			if err := tree.Write([]string{"docs", "d"}, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err = tree.Commit()
+		if remove == "" {
+			if err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		} else if pump.CodeOf(err) != "files-gone" || pump.ExitCode(err, 0) != 1 || there(t, path) || !strings.Contains(err.Error(), partial) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if err := tree.Close(false); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -102,7 +102,7 @@ func (s *Sink) Close() error {
 	}
 	partial := s.out.Partial()
 	keep := partial != "" && s.items > 0
-	if keep && s.Log != nil && isThere(partial) {
+	if keep && s.Log != nil && holdsAnything(partial) {
 		s.Log.Warn("the file is incomplete and has not got its name", "file", partial, "items", s.items)
 	}
 	err := s.out.Close(keep)

@@ -185,12 +185,39 @@ func (s *stream) head(ctx context.Context) error {
 		}
 		need, ok := asksMore(err)
 		if !ok {
+			if known := foreign(s.w.Bytes(), s.src.Path == Stdio); known != nil {
+				err = known
+			}
 			return s.fault(err)
 		}
 		if err := s.more(ctx, need); err != nil {
 			return err
 		}
 	}
+}
+
+// foreign says what a file that is not of its format is, where its first bytes tell.
+func foreign(p []byte, piped bool) *Fault {
+	for _, k := range [...]struct{ first, what, unpack, ending string }{
+		{"\x1f\x8b", "gzip", "gzip -dc", ".gz"},
+		{"\x28\xb5\x2f\xfd", "zstd", "zstd -dc", ".zst"},
+	} {
+		if !bytes.HasPrefix(p, []byte(k.first)) {
+			continue
+		}
+		f := &Fault{Err: fmt.Errorf("it is compressed with %s", k.what), Hint: "Give it a name that ends in " + k.ending + "."}
+		if piped {
+			f.Hint = "Unpack it on the way: " + k.unpack + " FILE | cbtransfer …"
+		}
+		return f
+	}
+	switch {
+	case bytes.HasPrefix(p, []byte("PK\x03\x04")):
+		return &Fault{Err: errors.New("it is a zip, as the files of spreadsheets are"), Hint: "Save the table as CSV; a zip of documents is read as json:FILE.zip."}
+	case bytes.HasPrefix(p, []byte("\xff\xfe")), bytes.HasPrefix(p, []byte("\xfe\xff")):
+		return &Fault{Err: errors.New("it is UTF-16, and UTF-8 is due"), Hint: "Convert it: iconv -f UTF-16 -t UTF-8 FILE > NEW."}
+	}
+	return nil
 }
 
 // asksMore returns how many bytes a parser needs; 0 if it needs a line end.

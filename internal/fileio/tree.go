@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 
 	"github.com/cbpump/cbpump/pump"
 )
@@ -19,6 +20,8 @@ type Tree struct {
 	// Fold says that the file system takes A and a for the same name.
 	Fold bool
 	held *os.File // the partial folder, locked; nil where there are no such locks
+
+	files atomic.Int64 // that were written and not removed
 }
 
 // CheckTree finds out, without changing anything, whether CreateTree is likely to
@@ -191,13 +194,13 @@ func (t *Tree) Partial() string { return t.partial }
 // Write writes a file, in the place of an earlier one of that path.
 func (t *Tree) Write(path []string, data []byte) error {
 	full := filepath.Join(append([]string{t.partial}, path...)...)
-	err := os.WriteFile(full, data, 0o666)
+	err := t.write(full, data)
 	if errors.Is(err, os.ErrNotExist) {
 		// The first file of its folder; or the whole tree has vanished, and is
 		// not to rise again without what was in it.
 		if _, err = os.Lstat(t.partial); err == nil {
 			if err = os.MkdirAll(filepath.Dir(full), 0o777); err == nil {
-				err = os.WriteFile(full, data, 0o666)
+				err = t.write(full, data)
 			}
 		}
 	}
@@ -205,6 +208,22 @@ func (t *Tree) Write(path []string, data []byte) error {
 		return WriteError("write "+filepath.Join(append([]string{t.path}, path...)...), t.partial, err)
 	}
 	return nil
+}
+
+func (t *Tree) write(full string, data []byte) error {
+	f, err := os.OpenFile(full, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	if errors.Is(err, os.ErrExist) {
+		return os.WriteFile(full, data, 0o666)
+	}
+	if err != nil {
+		return err
+	}
+	t.files.Add(1)
+	_, err = f.Write(data)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
 }
 
 // Folder makes a folder in it.
@@ -218,7 +237,10 @@ func (t *Tree) Folder(name string) error {
 // Remove removes a file, if it is there.
 func (t *Tree) Remove(path []string) error {
 	full := filepath.Join(append([]string{t.partial}, path...)...)
-	if err := os.Remove(full); err != nil && !errors.Is(err, os.ErrNotExist) {
+	switch err := os.Remove(full); {
+	case err == nil:
+		t.files.Add(-1)
+	case !errors.Is(err, os.ErrNotExist):
 		return WriteError("remove "+strings.Join(path, "/"), t.partial, err)
 	}
 	return nil
@@ -244,6 +266,9 @@ func (t *Tree) commit() error {
 	if err := errors.Join(syncAll(d), d.Close()); err != nil {
 		return err
 	}
+	if err := t.complete(); err != nil {
+		return err
+	}
 	// An empty folder of that name gives way; one that is not empty fails here.
 	if info, err := os.Lstat(t.path); err == nil {
 		if !info.IsDir() {
@@ -257,6 +282,49 @@ func (t *Tree) commit() error {
 		return err
 	}
 	return syncFolder(filepath.Dir(t.path))
+}
+
+// complete finds out whether all files that were written are there. What clears
+// old files away, as in /tmp, takes no notice of who is still at work.
+func (t *Tree) complete() error {
+	there, err := countFiles(t.partial)
+	if err != nil {
+		return err
+	}
+	if gone := t.files.Load() - there; gone > 0 {
+		return &pump.Error{Code: "files-gone", Op: "complete " + t.path, Err: fmt.Errorf("%d of the %d files written into %s are not there any more", gone, t.files.Load(), t.partial),
+			Hint: "Something removed them meanwhile. Write the folder where nothing does, or see to it that nothing does, and run the same command again."}
+	}
+	return nil
+}
+
+// countFiles counts the files below a folder, some names at a time: a folder may
+// have more than memory should hold.
+func countFiles(dir string) (n int64, err error) {
+	d, err := os.Open(dir)
+	if err != nil {
+		return 0, err
+	}
+	for {
+		entries, err := d.ReadDir(1024)
+		for _, e := range entries {
+			if !e.IsDir() {
+				n++
+				continue
+			}
+			in, err := countFiles(filepath.Join(dir, e.Name()))
+			if err != nil {
+				return 0, errors.Join(err, d.Close())
+			}
+			n += in
+		}
+		if err == io.EOF {
+			return n, d.Close()
+		}
+		if err != nil {
+			return 0, errors.Join(err, d.Close())
+		}
+	}
 }
 
 // Close ends the writing. What was not committed stays under its partial name,

@@ -5,6 +5,7 @@ package file
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,10 +44,25 @@ func New(_ context.Context, t pump.Target, o backup.Options) (pump.Sink, error) 
 			Err:  errors.New("a backup is a folder, and .cbb is the ending of the data files in it"),
 			Hint: "Name the folder without .cbb: " + strings.TrimSuffix(path, filepath.Ext(path)) + "."}
 	}
+	if errors.Is(err, os.ErrNotExist) && namesFile(path) {
+		return nil, &pump.Error{Class: pump.ClassUsage, Code: "file-unknown", Op: "write " + path,
+			Err:  fmt.Errorf("no sink claims the ending %s, and it is none of a backup folder", filepath.Ext(path)),
+			Hint: "Write .jsonl, .csv or .zip (the first two also with .zst or .gz behind it), or say what it is to be: jsonl:" + path + ". For a backup folder of that name write " + path + string(filepath.Separator) + "."}
+	}
 	if err == nil && !info.IsDir() {
 		return nil, &pump.Error{Class: pump.ClassUsage, Code: "file-unknown", Op: "write " + path,
 			Err:  errors.New("is a file, and its extension is none that a sink claims"),
 			Hint: "Name a folder for a backup, or say what to write: jsonl:" + path + " or csv:" + path + "."}
 	}
 	return backup.New(path, t.Env, o)
+}
+
+// namesFile reports whether nobody gives a folder such a name: what is meant is a
+// file, of a kind that there is no sink for.
+func namesFile(path string) bool {
+	switch strings.ToLower(filepath.Ext(path)) {
+	case ".json", ".ndjson", ".txt", ".tsv", ".xml", ".xlsx", ".parquet", ".sqlite", ".db", ".gz", ".zst", ".bz2", ".xz", ".lz4", ".tar", ".tgz", ".7z":
+		return true
+	}
+	return false
 }

@@ -44,6 +44,16 @@ func TestPathsThatCannotBeWritten(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o666); err != nil {
 		t.Fatal(err)
 	}
+	for _, name := range []string{"x.json", "x.jsonl.bz2", "x.TXT", "file:x.gz"} {
+		if _, err := r.Sink(t.Context(), name, pump.Env{}); pump.ClassOf(err) != pump.ClassUsage || !strings.Contains(pump.HintOf(err), "For a backup folder of that name write x") {
+			t.Errorf("%s: %v (%s)", name, err, pump.HintOf(err))
+		}
+	}
+	for _, name := range []string{"x.json/", "beer.example.com", "v2.5", t.TempDir()} {
+		if _, err := r.Sink(t.Context(), name, pump.Env{}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 	for spec, says := range map[string]string{
 		file: "x.parquet", filepath.Join(t.TempDir(), "x.CBB"): "a backup is a folder", "file://elsewhere/x": "elsewhere", "file:": "empty", "": "empty", "file:x?cbb_max_mb=0": "cbb_max_mb",
 	} {

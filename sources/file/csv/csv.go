@@ -12,6 +12,8 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -71,7 +73,7 @@ var names = [columns]string{"id", "flags", "expiration", "cas", "value", "rev", 
 
 // limits are the largest numbers of the columns that hold numbers.
 var limits = [columns]uint64{
-	cFlags: 1<<32 - 1, cExpiration: 1<<32 - 1, cCAS: 1<<64 - 1, cRev: 1<<64 - 1, cVBID: uint64(pump.NoVBucket) - 1, cDtype: 255,
+	cFlags: 1<<32 - 1, cExpiration: 1<<32 - 1, cCAS: 1<<64 - 1, cRev: 1<<64 - 1, cVBID: uint64(pump.NoVBucket), cDtype: 255,
 }
 
 // cell is a cell as it stands in the row, without its quotes.
@@ -119,8 +121,7 @@ func (r *parser) Head(p []byte, last bool) (int, error) {
 			if len(name) > most {
 				name = name[:most] + "…"
 			}
-			return 0, &fileio.Fault{At: c.at, Err: fmt.Errorf("there is no column %q; columns are %s", name, strings.Join(names[:], ", ")),
-				Hint: "A table with a column for each field of a document holds no items: it does not say which of its texts are numbers."}
+			return 0, &fileio.Fault{At: c.at, Err: fmt.Errorf("there is no column %q; columns are %s", name, strings.Join(names[:], ", ")), Hint: headHint(name)}
 		case have[is]:
 			return 0, fileio.Faultf(c.at, "the column %q is there twice", name)
 		}
@@ -135,11 +136,36 @@ func (r *parser) Head(p []byte, last bool) (int, error) {
 	return n, nil
 }
 
+// headHint is what to do about a first row with a name that is none of a column.
+func headHint(name string) string {
+	plain := strings.ToLower(strings.TrimSpace(name))
+	switch {
+	case strings.ContainsAny(name, ";\t"), strings.HasPrefix(plain, "sep="):
+		return "Cells are separated by commas: save the table with them, and without a line in front of the names."
+	case slices.Contains(names[:], plain):
+		return "Write it " + plain + ", in small letters and without spaces."
+	case plain == "":
+		return "Remove the empty column."
+	}
+	return "A table with a column for each field of a document holds no items: it does not say which of its texts are numbers."
+}
+
+// numberHint is what to do about a cell that is no number as we write it.
+func numberHint(cell []byte) string {
+	if _, err := strconv.ParseFloat(string(cell[:min(len(cell), 64)]), 64); err == nil && bytes.ContainsAny(cell, ".eE") {
+		return "A spreadsheet has rounded it. Load the column as text when you open the file, and save it anew."
+	}
+	return ""
+}
+
 // Next reads one row into the batch.
 func (r *parser) Next(p []byte, last bool, b *pump.Batch) (int, error) {
 	n, err := r.row(p, 0, last)
 	if err != nil {
 		return 0, err
+	}
+	if len(r.cells) == 1 && len(r.cells[0].raw) == 0 && n <= len("\r\n") {
+		return 0, fileio.Faultf(0, "the line is empty; a row is due")
 	}
 	if len(r.cells) != len(r.order) {
 		at := r.cells[len(r.cells)-1].at
@@ -165,7 +191,7 @@ func (r *parser) Next(p []byte, last bool, b *pump.Batch) (int, error) {
 		}
 		v, ok := fileio.Uint(c.raw, limits[is])
 		if !ok {
-			return 0, fileio.Faultf(c.at, "%s is not a whole number from 0 to %d", names[is], limits[is])
+			return 0, &fileio.Fault{At: c.at, Err: fmt.Errorf("%s is not a whole number from 0 to %d", names[is], limits[is]), Hint: numberHint(c.raw)}
 		}
 		switch is {
 		case cFlags:

@@ -122,7 +122,7 @@ func TestBadInput(t *testing.T) {
 	for name, c := range map[string]struct{ text, want string }{
 		"empty":                   {"", ":1:1: the file is empty"},
 		"foreign":                 {"SQLite format 3\x00\n", ":1:16: a NUL byte"},
-		"UTF-16":                  {"\xff\xfei\x00d\x00,\x00\n", ":1:4: a NUL byte"},
+		"UTF-16":                  {"\xff\xfei\x00d\x00,\x00\n", ":1:1: it is UTF-16"},
 		"no id":                   {"value,cas\n", `:1:1: the column "id" is missing`},
 		"no value":                {"id,cas\n", `:1:1: the column "value" is missing`},
 		"unknown column":          {"id,value,name\n", `:1:10: there is no column "name"`},
@@ -130,7 +130,7 @@ func TestBadInput(t *testing.T) {
 		"column twice":            {"id,value,id\n", `:1:10: the column "id" is there twice`},
 		"short row":               {h + "a,b\r\n", ":2:3: the row has 2 cells"},
 		"long row":                {h + "a,b,1,d\r\n", ":2:7: the row has 4 cells"},
-		"empty row":               {h + "\r\n", ":2:1: the row has 1 cells"},
+		"empty row":               {h + "\r\n", ":2:1: the line is empty"},
 		"ragged after a long one": {h + "a,\"1\n2\n3\",1\r\nb\r\n", ":5:1: the row has 1 cells"},
 		"empty id":                {h + ",b,1\r\n", ":2:1: the id is empty"},
 		"not UTF-8":               {h + "a,b\xffc,1\r\n", ":2:4: this is not UTF-8"},
@@ -140,6 +140,7 @@ func TestBadInput(t *testing.T) {
 		"cas is signed":           {h + "a,b,+1\r\n", ":2:5: cas"},
 		"cas has a space":         {h + "a,b, 1\r\n", ":2:5: cas"},
 		"cas is a float":          {h + "a,b,1e3\r\n", ":2:5: cas"},
+		"vbid above 65535":        {"id,value,vbid\na,b,65536\n", ":2:5: vbid is not a whole number from 0 to 65535"},
 		"cas has 65 bits":         {h + "a,b,18446744073709551616\r\n", ":2:5: cas"},
 		"quote within":            {h + "a,b\"c,1\r\n", ":2:4: a quote within"},
 		"text behind the quote":   {h + "a,\"b\"c,1\r\n", ":2:6: something comes between"},
@@ -160,6 +161,26 @@ func TestBadInput(t *testing.T) {
 			}
 		})
 	}
+	for text, want := range map[string]string{ // what spreadsheets make of it, and what to do about that
+		"id;value\n":                   "separated by commas",
+		"id\tvalue\n":                  "separated by commas",
+		"sep=,\nid,value\n":            "separated by commas",
+		"ID,value\n":                   "small letters",
+		"id, value\n":                  "without spaces",
+		"id,value,,\n":                 "Remove the empty column",
+		"id,value,name\n":              "a column for each field",
+		h + "a,b,1.79E+18\r\n":         "A spreadsheet has rounded it",
+		h + "a,b,x\r\n":                "",
+		"\xfe\xff\x00i\x00d":           "iconv",
+		"PK\x03\x04\x14\x00\x06":       "Save the table as CSV",
+		"\x1f\x8b\x08\x00\x00\x00\x00": "a name that ends in .gz",
+		"\x28\xb5\x2f\xfd\x04\x58":     "a name that ends in .zst",
+	} {
+		_, err := filetest.ReadAll(t, open(t, file(t, "x.csv", text), "text"), 64<<10)
+		if err == nil || !strings.Contains(pump.HintOf(err), want) || want == "" && pump.HintOf(err) != "" {
+			t.Errorf("%q: %v, hint %q, want %q", text, err, pump.HintOf(err), want)
+		}
+	}
 	for text, want := range map[string]string{"YQ=,YQ==,1\r\n": ":2:4: this is not base64", "\"YWFh\r\nYWFh\",YQ==,1\r\n": ":2:6: a line end within"} {
 		path := file(t, "x.csv", h+text)
 		if _, err := filetest.ReadAll(t, open(t, path, "base64"), 1000); err == nil || !strings.Contains(err.Error(), want) {
@@ -169,7 +190,7 @@ func TestBadInput(t *testing.T) {
 }
 
 func TestNothingIsTakenForANumber(t *testing.T) {
-	path := file(t, "x.csv", "\xef\xbb\xbfdtype,value,vbid,\"id\"\n,007,, 1 \n1,1e5,0,=A1\n,\"\",,\"-0\"")
+	path := file(t, "x.csv", "\xef\xbb\xbfdtype,value,vbid,\"id\"\n,007,, 1 \n1,1e5,0,=A1\n,\"\",65535,\"-0\"")
 	path2 := file(t, "y.csv", "value,id\r\n\r\r\n")
 	got, err := filetest.ReadAll(t, open(t, path, "text"), 1000)
 	if err != nil || len(got) != 3 {

@@ -297,7 +297,11 @@ func (d *decoder) unknown(name []byte, at int) error {
 	if len(name) > most {
 		name = name[:most]
 	}
-	return fileio.Faultf(at, "there is no field %q in version 1 of the format", name)
+	f := &fileio.Fault{At: at, Err: fmt.Errorf("there is no field %q in version 1 of the format", name)}
+	if string(name) == "format" { // an item has none
+		f.Hint = "If this is the first line of another file, leave it out: where files are put together only one begins with it."
+	}
+	return f
 }
 
 // object reads an object and asks f for the value of each field.

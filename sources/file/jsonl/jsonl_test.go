@@ -284,6 +284,7 @@ func TestBadInput(t *testing.T) {
 		"no colon":            {h + `{"op" "mutation"}` + "\n", ":2:7: a colon"},
 		"cut in a string":     {h + `{"op":"mutation","key":"a` + "\n", ":2:26: the string that begins at column 24 has no end"},
 		"cut line":            {h + `{"op":"mutation","key":"a"}`, ":2:28: the last line has no line end"},
+		"two files in one":    {h + `{"op":"mutation","key":"a"}` + "\n" + h, `:3:3: there is no field "format"`},
 		"bad third line":      {h + `{"op":"mutation","key":"a"}` + "\n" + "x\n", ":3:1: a line is an object"},
 		"line without end":    {h + long, ":2:1: what begins here does not end within 1m"},
 	} {

@@ -24,9 +24,8 @@ setup:
 lint: ## formatting, vet, static checks, layer rules, tidy modules
 	@./scripts/lint.sh
 
-race: setup
-	$(GO) test -race $$($(GO) list ./... | grep -v '/reliability$$')
-	$(GO) test -race ./reliability -kills 30 -share 12
+race: setup ## the tests under the race detector
+	@./scripts/race.sh
 
 fuzz-smoke: ## every fuzz target for FUZZTIME
 	@./scripts/fuzz-smoke.sh $(FUZZTIME)

@@ -65,6 +65,9 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Values[worldKey{}] = &world{clusters: map[string]*simcluster.Cluster{}, servers: map[string]*os.Process{}}
 			e.Setenv("SECRET", secret)
+			if race, set := os.LookupEnv("GORACE"); set { // for the commands as for the test
+				e.Setenv("GORACE", race)
+			}
 			return nil
 		},
 	})

@@ -117,7 +117,7 @@ func newStage(t *testing.T) *stage {
 			t.Fatal(err)
 		}
 	}
-	s.env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.out, "TMPDIR=" + s.out, "GOTRACEBACK=system",
+	s.env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + s.out, "TMPDIR=" + s.out, "GOTRACEBACK=system", "GORACE=" + os.Getenv("GORACE"),
 		"HTTP_PROXY=http://u:f-" + planted + "-proxy@127.0.0.1:1", "https_proxy=http://u:f-" + planted + "-proxy@127.0.0.1:1",
 		"CBPUMP_REDACT_KEY=g-" + planted + "-redact"}
 	return s

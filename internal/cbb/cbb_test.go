@@ -13,6 +13,7 @@ import (
 
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
+	"zombiezen.com/go/sqlite"
 
 	"github.com/cbpump/cbpump/pump"
 )
@@ -219,6 +220,75 @@ func TestUnfinishedFileIsNone(t *testing.T) {
 	if r, err := OpenReader(path); err == nil {
 		t.Error("it was opened after it was abandoned")
 		_ = r.Close()
+	}
+}
+
+// finished writes a data file with these items.
+func finished(t *testing.T, items ...pump.Item) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "data-0000.cbb")
+	w, err := Create(path, nil)
+	if err == nil {
+		_, err = w.Add(items)
+	}
+	if err == nil {
+		err = w.Finish()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestNobodyWritesMeanwhile: a tool that wants to write a file that is read is told
+// that it is locked.
+func TestNobodyWritesMeanwhile(t *testing.T) {
+	path := finished(t, pump.Item{Key: []byte("a")}, pump.Item{Key: []byte("b")})
+	r, err := OpenReader(path)
+	if err == nil {
+		err = r.Begin(0, false)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := connect(path, sqlite.OpenReadWrite)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const write = "INSERT INTO cbb_meta VALUES ('a', 'b')"
+	if err := run(conn, write, nil); sqlite.ErrCode(err).ToPrimary() != sqlite.ResultBusy {
+		t.Errorf("written while it is read: %v", err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := run(conn, write, nil); err != nil {
+		t.Errorf("nobody reads it any more: %v", err)
+	}
+	if err := conn.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestWhatIsEmptyIsNotNull: the Python tools ask for the length of key, value and
+// revision of every row, which NULL has not.
+func TestWhatIsEmptyIsNotNull(t *testing.T) {
+	path := finished(t, pump.Item{Key: []byte("a")}, pump.Item{Key: []byte("b"), Op: pump.Deletion})
+	conn, err := connect(path, sqlite.OpenReadOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := 0
+	if err := run(conn, "SELECT quote(cas), quote(meta), quote(val) FROM cbb_msg", func(s *sqlite.Stmt) {
+		rows++
+		if got := s.ColumnText(0) + s.ColumnText(1) + s.ColumnText(2); got != "'0'X''X''" {
+			t.Errorf("row %d has %s", rows, got)
+		}
+	}); err != nil || rows != 2 {
+		t.Error(rows, err)
+	}
+	if err := conn.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -602,6 +602,15 @@ func (w *walker) buckets(part string) ([]string, error) {
 	return w.folders(part, func(n string) bool { return strings.HasPrefix(n, bucketPrefix) })
 }
 
+// nodes returns the names of the nodes in the folder of a bucket.
+func (w *walker) nodes(bucket string) ([]string, error) {
+	folders, err := w.folders(bucket, func(n string) bool { return strings.HasPrefix(n, nodePrefix) })
+	for i, f := range folders {
+		folders[i] = unquote(strings.TrimPrefix(f, nodePrefix))
+	}
+	return folders, err
+}
+
 // part reads the folder of a bucket in a part, and the parts it builds upon.
 func (w *walker) part(name, folder string) (*Part, []string, error) {
 	p := &Part{Name: name, Folder: folder}
@@ -661,7 +670,7 @@ func (w *walker) node(folder string, part bool) (*Node, []string, error) {
 	var pred []string
 	holds := !part // the layout up to 2.x makes no folder for a node without data
 	if part {
-		if pred, err = w.pred(filepath.Join(folder, MetaFile)); err != nil {
+		if pred, err = w.pred(folder); err != nil {
 			return nil, nil, err
 		}
 		path := filepath.Join(folder, SeqnoFile)
@@ -742,23 +751,32 @@ func (w *walker) sums(n *Node) error {
 	return nil
 }
 
-// pred returns the names of the parts that a part builds upon.
-func (w *walker) pred(path string) ([]string, error) {
-	text, ok, err := w.small(path)
-	if err != nil {
-		return nil, err
+// pred returns the names of the parts that a node's folder says its part builds
+// upon: in meta.json, and in a part of ours in a file of its own.
+func (w *walker) pred(folder string) ([]string, error) {
+	var all []string
+	for _, name := range []string{MetaFile, ChainFile} {
+		path := filepath.Join(folder, name)
+		text, ok, err := w.small(path)
+		if err != nil {
+			return nil, err
+		}
+		if !ok && name == ChainFile { // of a part of ours SHA256SUMS says that it is due
+			continue
+		}
+		if !ok {
+			return nil, fail(codeMissing, path, errors.New("is missing"), `It names the parts that this one builds upon. If there are none or all are here, put {"pred": []} in its place.`)
+		}
+		pred, err := ParsePred(text)
+		if err != nil {
+			return nil, fail(codeCorrupt, path, err, hintCorrupt)
+		}
+		all = append(all, pred...)
 	}
-	if !ok {
-		return nil, fail(codeMissing, path, errors.New("is missing"), `It names the parts that this one builds upon. If there are none or all are here, put {"pred": []} in its place.`)
-	}
-	pred, err := ParsePred(text)
-	if err != nil {
-		return nil, fail(codeCorrupt, path, err, hintCorrupt)
-	}
-	return pred, nil
+	return all, nil
 }
 
-// ParsePred reads meta.json: {"pred": [earlier parts]}. An earlier part is named
+// ParsePred reads {"pred": [earlier parts]}. An earlier part is named
 // by its folder, with or without the path to it or into it.
 func ParsePred(text []byte) ([]string, error) {
 	var meta struct {

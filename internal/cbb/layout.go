@@ -24,9 +24,15 @@ const (
 )
 
 // Staging is what the name of a folder begins with that holds a backup which is
-// not complete. It begins with a dot so that it sorts before every run and no
-// tool takes it for the newest.
-const Staging = ".incomplete-"
+// not complete. UnfinishedPart is the name of the part in it until it is complete.
+//
+// The Python tools read the folder of a backup that was changed last, whatever its
+// name, and in it the part with "full" in its name. So that they never take what is
+// not complete, the part has another name, and the folder around it an old time.
+const (
+	Staging        = ".incomplete-"
+	UnfinishedPart = "unfinished"
+)
 
 // Names of the files in the folder of a node and of a bucket.
 const (
@@ -35,6 +41,10 @@ const (
 	FailoverFile = "failover.json"
 	SnapshotFile = "snapshot_markers.json"
 	SumsFile     = "SHA256SUMS"
+	// ChainFile is of cbpump alone and names the earlier parts. MetaFile is the
+	// tools' place for that, but they never write anything into it: where there is
+	// something, they read what it leads to in place of the parts that are there.
+	ChainFile = "cbpump.json"
 
 	DesignFile   = "design.json"
 	IndexFile    = "index.json"
@@ -103,7 +113,7 @@ func appendVBuckets(b []byte, value map[uint16]uint64) []byte {
 // each vbucket.
 func SeqnoJSON(highest map[uint16]uint64) []byte { return appendVBuckets(nil, highest) }
 
-// MetaJSON returns the contents of meta.json: the names of the earlier parts.
+// MetaJSON returns the contents of a file that names the earlier parts.
 func MetaJSON(pred []string) []byte {
 	b := []byte(`{"pred": [`)
 	for i, p := range pred {

@@ -18,6 +18,7 @@ type Ground struct {
 	Exists bool
 	Run    string   // the newest run that has the bucket; "" if there is none
 	Parts  []string // its parts that have the bucket, in order
+	Nodes  []string // the nodes that its full part has of the bucket
 	Newest string   // the latest time in the name of any run or part
 	// Unfinished are folders that a run left which did not come to its end.
 	Unfinished []string
@@ -75,6 +76,9 @@ func Survey(dir, bucket string) (*Ground, error) {
 			}
 			if len(with) > 0 {
 				g.Run, g.Parts = name, with
+				if g.Nodes, err = w.nodes(filepath.Join(path, with[0], folder)); err != nil {
+					return nil, err
+				}
 			}
 		case strings.HasPrefix(name, bucketPrefix):
 			return nil, refuse(dir, fmt.Sprintf("%s is of the layout up to 2.x, which nothing can be added to", name))

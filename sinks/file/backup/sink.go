@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -29,9 +30,12 @@ import (
 type Options struct {
 	Mode  string `opt:"mode" default:"auto" enum:"auto,full,diff,accu" help:"what is written into a backup folder: full begins a new run, diff and accu add to the newest; auto is full for the first backup of a bucket and diff after that"`
 	MaxMB int    `opt:"cbb_max_mb" default:"1024" help:"size of a data file in MiB from which a new one is begun"`
-	Node  string `opt:"node" default:"cbpump" help:"name of the node that a backup folder names as its source"`
+	Node  string `opt:"node" default:"" help:"name of the node that a backup folder names as its source; empty is cbpump or, for a diff or accu, a node that the full part has, since the Python tools read no others"`
 	Clean bool   `opt:"clean" default:"false" help:"remove what runs left in the backup folder that did not come to their end"`
 }
+
+// defaultNode is the name of the node in a run that begins with a backup of ours.
+const defaultNode = "cbpump"
 
 // defaultLanes is how many lanes there are when the user did not say: SQLite
 // spends most of the time, and one file is written by one goroutine.
@@ -52,7 +56,8 @@ type Sink struct {
 	began   time.Time
 	mode    cbb.Mode
 	staging string // DIR/.incomplete-T
-	part    string // STAGING/T-mode
+	part    string // STAGING/unfinished
+	name    string // what it will be called: T-mode
 	bucket  string // PART/bucket-…
 	node    string // BUCKET/node-…
 	lanes   []*lane
@@ -74,11 +79,8 @@ func (s *Sink) Losses() []pump.Loss { return s.losses.List() }
 
 // New returns a sink for a folder. Nothing is written before Lanes.
 func New(dir string, env pump.Env, o Options) (*Sink, error) {
-	switch {
-	case o.MaxMB < 1:
+	if o.MaxMB < 1 {
 		return nil, pump.Usagef("backup folder: cbb_max_mb is at least 1")
-	case o.Node == "":
-		return nil, pump.Usagef("backup folder: node is empty")
 	}
 	s := &Sink{dir: dir, env: env, o: o, log: env.Log, now: time.Now, sums: cbb.Sums{}}
 	if s.log == nil {
@@ -160,15 +162,39 @@ func (s *Sink) prepare() error {
 		s.began = s.began.Add(time.Second)
 		s.staging = filepath.Join(s.dir, cbb.Staging+s.began.Format(cbb.TimeFormat))
 	}
-	s.part = filepath.Join(s.staging, cbb.PartFolder(s.began, s.mode))
+	s.part, s.name = filepath.Join(s.staging, cbb.UnfinishedPart), cbb.PartFolder(s.began, s.mode)
 	s.bucket = filepath.Join(s.part, cbb.BucketFolder(s.env.Bucket))
-	s.node = filepath.Join(s.bucket, cbb.NodeFolder(s.o.Node))
+	s.node = filepath.Join(s.bucket, cbb.NodeFolder(s.chooseNode()))
 	for _, dir := range []string{s.staging, s.part, s.bucket, s.node} {
 		if err := s.mkdir(dir); err != nil {
 			return err
 		}
 	}
+	// An old time, so that the Python tools do not take it for the newest backup.
+	if err := os.Chtimes(s.staging, time.Unix(0, 0), time.Unix(0, 0)); err != nil {
+		return cbb.PrepareError(s.staging, err)
+	}
 	return nil
+}
+
+// chooseNode returns the name of the node. Of a chain the Python tools read the
+// nodes that its full part has, and no others.
+func (s *Sink) chooseNode() string {
+	there := s.ground.Nodes
+	if s.mode == cbb.Full {
+		there = nil
+	}
+	switch {
+	case s.o.Node != "":
+		if len(there) > 0 && !slices.Contains(there, s.o.Node) {
+			s.log.Warn("the full part has no node of this name; cbpump reads the new part, but the Python tools will not", "node", s.o.Node, "nodes of the full part", strings.Join(there, ", "))
+		}
+	case len(there) > 0 && !slices.Contains(there, defaultNode):
+		s.o.Node = there[0]
+	default:
+		s.o.Node = defaultNode
+	}
+	return s.o.Node
 }
 
 func (s *Sink) mkdir(dir string) error {
@@ -243,6 +269,12 @@ func (s *Sink) Commit(ctx context.Context) error {
 		}
 	}
 	if s.mode == cbb.Full {
+		if err := s.rename(s.part, filepath.Join(s.staging, s.name)); err != nil {
+			return err
+		}
+		if err := syncDir(s.staging); err != nil {
+			return err
+		}
 		if err := s.rename(s.staging, filepath.Join(s.dir, s.began.Format(cbb.TimeFormat))); err != nil {
 			return err
 		}
@@ -254,13 +286,13 @@ func (s *Sink) Commit(ctx context.Context) error {
 		return err
 	}
 	run := filepath.Join(s.dir, s.ground.Run)
-	if err := s.rename(s.part, filepath.Join(run, filepath.Base(s.part))); err != nil {
+	if err := s.rename(s.part, filepath.Join(run, s.name)); err != nil {
 		return err
 	}
 	s.done = true
 	if err := os.Remove(s.staging); err != nil {
 		return &pump.Error{Code: "backup-write", Op: "remove the empty folder", Err: err,
-			Hint: "The backup itself is complete, in " + filepath.Join(run, filepath.Base(s.part)) + "; remove that folder by hand."}
+			Hint: "The backup itself is complete, in " + filepath.Join(run, s.name) + "; remove that folder by hand."}
 	}
 	return errors.Join(syncDir(run), syncDir(s.dir))
 }
@@ -309,7 +341,8 @@ func (s *Sink) writeNotes() error {
 		name string
 		text []byte
 	}{
-		{cbb.MetaFile, cbb.MetaJSON(pred)},
+		{cbb.MetaFile, cbb.MetaJSON(nil)},
+		{cbb.ChainFile, cbb.MetaJSON(pred)},
 		{cbb.SeqnoFile, cbb.SeqnoJSON(highest)},
 		{cbb.FailoverFile, []byte("{}")},
 		{cbb.SnapshotFile, []byte("{}")},

@@ -258,7 +258,7 @@ func TestFolderOfTwoRuns(t *testing.T) {
 		p := "2026-11-22T140804Z/" + part
 		n := p + bucket + "/node-127.0.0.1%3A21380"
 		want = append(want, p, p+bucket, n)
-		for _, f := range []string{"SHA256SUMS", "data-0000.cbb", "failover.json", "meta.json", "seqno.json", "snapshot_markers.json"} {
+		for _, f := range []string{"SHA256SUMS", "cbpump.json", "data-0000.cbb", "failover.json", "meta.json", "seqno.json", "snapshot_markers.json"} {
 			want = append(want, n+"/"+f)
 		}
 	}
@@ -266,9 +266,9 @@ func TestFolderOfTwoRuns(t *testing.T) {
 		t.Errorf("the folder holds\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
 	for part, files := range map[string]map[string]string{
-		"2026-11-22T140804Z-full": {"meta.json": `{"pred": []}`, "seqno.json": `{"3": 7}`, "failover.json": "{}", "snapshot_markers.json": "{}"},
-		"2026-11-22T140805Z-diff": {"meta.json": `{"pred": ["2026-11-22T140804Z-full"]}`},
-		"2026-11-22T140806Z-accu": {"meta.json": `{"pred": ["2026-11-22T140804Z-full"]}`},
+		"2026-11-22T140804Z-full": {"meta.json": `{"pred": []}`, "cbpump.json": `{"pred": []}`, "seqno.json": `{"3": 7}`, "failover.json": "{}", "snapshot_markers.json": "{}"},
+		"2026-11-22T140805Z-diff": {"meta.json": `{"pred": []}`, "cbpump.json": `{"pred": ["2026-11-22T140804Z-full"]}`},
+		"2026-11-22T140806Z-accu": {"meta.json": `{"pred": []}`, "cbpump.json": `{"pred": ["2026-11-22T140804Z-full"]}`},
 	} {
 		for name, text := range files {
 			got, err := os.ReadFile(filepath.Join(dir, "2026-11-22T140804Z", part, "bucket-beer-sample", "node-127.0.0.1%3A21380", name))
@@ -303,6 +303,19 @@ func TestAppendsToBackupsOfThePythonTools(t *testing.T) {
 	runs, err := os.ReadDir(dir)
 	if err != nil || len(runs) != 1 {
 		t.Errorf("%v, %v", runs, err)
+	}
+}
+
+// TestSeqnoJSONHasTheHighest: items need not come in the order of their numbers.
+func TestSeqnoJSONHasTheHighest(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "backup")
+	var items []pump.Item
+	for i, seqno := range []uint64{5, 9, 7, 1, 0} {
+		items = append(items, pump.Item{Key: fmt.Appendf(nil, "%d", i), VBucket: 3, Seqno: seqno}, pump.Item{Key: fmt.Appendf(nil, "n%d", i), VBucket: pump.NoVBucket, Seqno: seqno})
+	}
+	mustWrite(t, open(t, dir, nil), items)
+	if text, err := os.ReadFile(glob(t, dir+"/*/*/*/*/seqno.json")[0]); err != nil || string(text) != `{"3": 9}` {
+		t.Errorf("%s, %v", text, err)
 	}
 }
 
@@ -395,7 +408,6 @@ func TestGoldenBackupCopiedWithItsDesignDocuments(t *testing.T) {
 func TestSinkOptions(t *testing.T) {
 	for _, change := range []func(*Options){
 		func(o *Options) { o.MaxMB = 0 },
-		func(o *Options) { o.Node = "" },
 	} {
 		o := options(t)
 		change(&o)

@@ -51,6 +51,7 @@ type Node struct {
 	Files  []*DataFile
 
 	summed bool // it has SHA256SUMS, so it is known what belongs into it
+	ours   bool // cbpump wrote it
 
 	highest map[uint16]uint64    // as seqno.json has it
 	markers map[uint16][2]uint64 // as snapshot_markers.json has it
@@ -630,7 +631,27 @@ func (w *walker) part(name, folder string) (*Part, []string, error) {
 		p.Nodes = append(p.Nodes, *node)
 		pred = append(pred, builds...)
 	}
+	if err := p.strangers(); err != nil {
+		return nil, nil, err
+	}
 	return p, pred, nil
+}
+
+// strangers refuses a part of ours, which has one node, in which there are others.
+// The Python tools put what is newer into our full part, as a node that it has not,
+// where it would be read before what is older.
+func (p *Part) strangers() error {
+	ours := slices.IndexFunc(p.Nodes, func(n Node) bool { return n.ours })
+	if ours < 0 || len(p.Nodes) == 1 {
+		return nil
+	}
+	other := slices.IndexFunc(p.Nodes, func(n Node) bool { return !n.ours })
+	if other < 0 {
+		other = (ours + 1) % len(p.Nodes)
+	}
+	folder := p.Nodes[other].Folder
+	return fail(codeForeign, folder, fmt.Errorf("was put into a part that cbpump wrote, beside %s; which of them has the newer items cannot be told", filepath.Base(p.Nodes[ours].Folder)),
+		"If another tool added it later, move it to NEW/"+filepath.Base(p.Folder)+"/"+filepath.Base(folder)+" and load that folder NEW after this one.")
 }
 
 // node reads the folder of a node. part says that it belongs to a part of a
@@ -670,7 +691,7 @@ func (w *walker) node(folder string, part bool) (*Node, []string, error) {
 	var pred []string
 	holds := !part // the layout up to 2.x makes no folder for a node without data
 	if part {
-		if pred, err = w.pred(folder); err != nil {
+		if pred, err = w.pred(n); err != nil {
 			return nil, nil, err
 		}
 		path := filepath.Join(folder, SeqnoFile)
@@ -753,16 +774,18 @@ func (w *walker) sums(n *Node) error {
 
 // pred returns the names of the parts that a node's folder says its part builds
 // upon: in meta.json, and in a part of ours in a file of its own.
-func (w *walker) pred(folder string) ([]string, error) {
+func (w *walker) pred(n *Node) ([]string, error) {
 	var all []string
 	for _, name := range []string{MetaFile, ChainFile} {
-		path := filepath.Join(folder, name)
+		path := filepath.Join(n.Folder, name)
 		text, ok, err := w.small(path)
 		if err != nil {
 			return nil, err
 		}
-		if !ok && name == ChainFile { // of a part of ours SHA256SUMS says that it is due
-			continue
+		if name == ChainFile {
+			if n.ours = ok; !ok { // should it be due, SHA256SUMS says so
+				continue
+			}
 		}
 		if !ok {
 			return nil, fail(codeMissing, path, errors.New("is missing"), `It names the parts that this one builds upon. If there are none or all are here, put {"pred": []} in its place.`)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/pump/pumptest"
+	source "github.com/cbpump/cbpump/sources/file/backup"
 )
 
 // lastChanged returns the folder in dir that was changed last, of those whose names
@@ -185,5 +186,31 @@ func TestPythonToolsReadWhatIsAddedToTheirs(t *testing.T) {
 	mustWrite(t, s, manyItems(10, "hidden"))
 	if got := count(); got != before+10 || !strings.Contains(said.String(), "the Python tools will not") || !strings.Contains(said.String(), "elsewhere") {
 		t.Errorf("they read %d rows; the user was told %q", got, said.String())
+	}
+}
+
+// TestWhatThePythonToolsAddIsNotMixedUp: a diff of theirs for a backup of ours goes
+// into our full part, as another node, whose rows would be read before the older ones.
+func TestWhatThePythonToolsAddIsNotMixedUp(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "backup")
+	mustWrite(t, open(t, dir, nil), manyItems(10, "older"))
+	bucket := glob(t, dir+"/*/*-full/bucket-beer-sample")[0]
+	theirs := filepath.Join(bucket, "node-127.0.0.1%3A21380")
+	if err := os.CopyFS(theirs, os.DirFS(filepath.Join(full40, "bucket-beer-sample", "node-127.0.0.1%3A21380"))); err != nil {
+		t.Fatal(err)
+	}
+	src, err := source.New(dir, pump.Env{Bucket: "beer-sample"}, source.Options{Streams: 1})
+	if err == nil {
+		err = src.Check(t.Context())
+	}
+	if pump.ClassOf(err) != pump.ClassFailed || !strings.Contains(err.Error(), theirs) || !strings.Contains(pump.HintOf(err), "NEW/bucket-beer-sample/node-127.0.0.1%3A21380") {
+		t.Fatalf("%v (%s)", err, pump.HintOf(err))
+	}
+	moved := filepath.Join(t.TempDir(), "NEW")
+	if err := errors.Join(os.MkdirAll(filepath.Join(moved, "bucket-beer-sample"), 0o777), os.Rename(theirs, filepath.Join(moved, "bucket-beer-sample", filepath.Base(theirs)))); err != nil {
+		t.Fatal(err)
+	}
+	if ours, added := len(read(t, dir, 1)), len(read(t, moved, 1)); ours != 10 || added < 50 {
+		t.Errorf("%d and %d items", ours, added)
 	}
 }

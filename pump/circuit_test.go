@@ -41,6 +41,9 @@ func (s *nodes) Place(it *pump.Item) (string, int) {
 	return fmt.Sprintf("node%d", int(it.VBucket)%s.n), s.n
 }
 
+// Route keeps the vbuckets of a node on lanes of their own where there are as many.
+func (s *nodes) Route(it *pump.Item) int { return int(it.VBucket) % s.LaneCount }
+
 // parts is a source of streams with the items of several vbuckets mixed, and a
 // mark for each vbucket behind each batch.
 type parts struct {

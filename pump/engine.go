@@ -253,7 +253,8 @@ func (e *engine) prepare(ctx context.Context) ([]Lane, error) {
 }
 
 // layOut sizes arenas and lanes so that the streams have at least two batches
-// each within the memory that was granted.
+// each within the memory that was granted, and if there are not too many of them
+// within what is in flight at first.
 func (e *engine) layOut(streams []Stream, lanes []Lane) {
 	s := &e.cfg.Settings
 	if s.Memory <= 0 || s.BatchBytes <= 0 || s.LaneItems <= 0 {
@@ -272,8 +273,9 @@ func (e *engine) layOut(streams []Stream, lanes []Lane) {
 		s.StreamLimit = max(1, len(streams))
 	}
 	reading := min(max(1, len(streams)), s.StreamLimit)
-	const leastArena = 16 << 10
-	e.arena = int(min(int64(s.BatchBytes), max(leastArena, min(int64(s.Memory)/int64(4*reading), e.cfg.Limits.second()))))
+	const leastArena, usualArena = 16 << 10, 128 << 10
+	share := min(int64(s.Memory)/int64(4*reading), max(usualArena, leastFlight/int64(2*reading)))
+	e.arena = int(min(int64(s.BatchBytes), max(leastArena, min(share, e.cfg.Limits.second()))))
 	e.budget = newBudget(min(int64(s.Memory), max(leastFlight, int64(2*reading*e.arena))))
 	laneBytes := int64(s.LaneBytes)
 	if laneBytes <= 0 {
@@ -470,9 +472,24 @@ func (e *engine) route(it *Item) (int, error) {
 		return 0, nil
 	}
 	if it.VBucket != NoVBucket {
-		return int(it.VBucket) % len(e.lanes), nil
+		return Spread(int(it.VBucket), len(e.lanes)), nil
 	}
 	return int(maphash.Bytes(e.seed, it.Key) % uint64(len(e.lanes))), nil
+}
+
+// Spread returns the lane of a vbucket where vbuckets have fixed lanes: the sum of its digits to the base of the
+// number of lanes. Neighbours have different lanes, and so have vbuckets that are a
+// power of two apart. That matters since several streams begin at such vbuckets and
+// go on side by side: by the last digit alone all would keep to the same lane.
+func Spread(vb, lanes int) int {
+	if lanes == 1 {
+		return 0
+	}
+	sum := 0
+	for ; vb > 0; vb /= lanes {
+		sum += vb % lanes
+	}
+	return sum % lanes
 }
 
 // streamRun reads one stream.
@@ -645,6 +662,7 @@ func (s *streamRun) route(p *parcel, from, n int) error {
 	}
 	broken := e.circuit.broken.Load()
 	var bytes, filtered uint64
+	lane, laneVB := 0, NoVBucket // the lane of vbucket laneVB, if that is not NoVBucket
 	for i := from; i < from+n; i++ {
 		it := &b.Items[i]
 		if e.cfg.Filter != nil && !e.cfg.Filter(it) {
@@ -652,10 +670,13 @@ func (s *streamRun) route(p *parcel, from, n int) error {
 			continue
 		}
 		vb := it.VBucket
-		lane, err := e.route(it)
-		if err != nil {
-			e.stopLanes(err)
-			return err
+		if e.router != nil || vb == NoVBucket || vb != laneVB {
+			var err error
+			if lane, err = e.route(it); err != nil {
+				e.stopLanes(err)
+				return err
+			}
+			laneVB = vb
 		}
 		if it.VBucket != vb && !s.moved.Load() {
 			s.moved.Store(true)

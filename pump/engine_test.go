@@ -527,3 +527,30 @@ func TestOnlyEOFItselfIsTheEnd(t *testing.T) {
 		t.Errorf("%v, %+v", err, report.StreamReports)
 	}
 }
+
+// TestSpread: streams that go through equal parts of the vbuckets side by side keep
+// all lanes busy.
+func TestSpread(t *testing.T) {
+	for _, lanes := range []int{1, 2, 3, 4, 8} {
+		for _, vbs := range []int{64, 1024} {
+			for _, streams := range []int{2, 4, 8} {
+				total := 0
+				for at := range vbs / streams {
+					used := map[int]bool{}
+					for s := range streams {
+						lane := pump.Spread(s*vbs/streams+at, lanes)
+						if lane < 0 || lane >= lanes {
+							t.Fatalf("vbucket %d has lane %d of %d", s*vbs/streams+at, lane, lanes)
+						}
+						used[lane] = true
+					}
+					total += len(used)
+				}
+				// Not all of them everywhere: lanes that are no power of two.
+				if mean := float64(total) / float64(vbs/streams); mean < 0.6*float64(min(lanes, streams)) {
+					t.Errorf("%d lanes, %d vbuckets, %d streams: %.1f lanes are busy", lanes, vbs, streams, mean)
+				}
+			}
+		}
+	}
+}

@@ -5,9 +5,10 @@ import "time"
 // What the tuner goes by.
 const (
 	tuneTick = 200 * time.Millisecond
-	// leastFlight is what is in flight at first: about what the processors' caches
-	// hold, so that an item's bytes are still there when they are written.
-	leastFlight = 6 << 20
+	// leastFlight is what is in flight at first: about what the cache of a processor
+	// holds, so that an item's bytes are still there when they are written, and those
+	// that the destination has not read yet as well.
+	leastFlight = 1 << 20
 	worthMore   = 1.15 // so much faster it must be to keep twice the memory …
 	worthLess   = 0.95 // … and no slower than so with half of it
 	tunePause   = time.Second
@@ -19,6 +20,8 @@ const (
 // hold makes everything slower. It tries twice as much while readers wait for
 // memory, and half as much after that, and keeps what pays. A try that does not pay
 // is taken back, and the next one comes twice as late, so that it does not swing.
+// Until one did not pay it tries four times as much: a far destination is to have
+// what it needs within a second.
 type tuner struct {
 	least, most int64 // bytes
 
@@ -27,6 +30,7 @@ type tuner struct {
 	ticks  int     // since the try began
 	before float64 // items a second before it
 	down   bool    // the next try is half as much
+	known  bool    // a try did not pay
 	next   time.Duration
 	pause  time.Duration
 }
@@ -53,6 +57,7 @@ func (t *tuner) tick(now time.Duration, rate float64, waited bool) int64 {
 			t.next = now
 		} else {
 			t.limit = t.tried
+			t.known = true
 			t.down = !t.down
 			t.next = now + t.pause
 			t.pause = min(2*t.pause, tuneRest)
@@ -63,6 +68,9 @@ func (t *tuner) tick(now time.Duration, rate float64, waited bool) int64 {
 		return t.limit
 	}
 	to := min(2*t.limit, t.most)
+	if !t.known {
+		to = min(4*t.limit, t.most)
+	}
 	if t.down {
 		to = max(t.limit/2, t.least)
 	}

@@ -510,7 +510,7 @@ func (s *CBSink) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
 	}
 	want = min(want, max(1, len(v.owner)))
 	s.laneOf = make([]int, len(v.owner))
-	next := make([]int, nodes)
+	of := make([]int, nodes) // how many vbuckets each node has, of those before
 	for vb, o := range v.owner {
 		if o < 0 {
 			s.laneOf[vb] = vb % want
@@ -520,13 +520,9 @@ func (s *CBSink) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
 			s.laneOf[vb] = o % want
 			continue
 		}
-		// Lanes o, o+nodes, o+2·nodes … are this node's, taken in turn.
-		lane := o + next[o]*nodes
-		if lane >= want {
-			lane, next[o] = o, 0
-		}
-		s.laneOf[vb] = lane
-		next[o]++
+		// Lanes o, o+nodes, o+2·nodes … are this node's.
+		s.laneOf[vb] = o + nodes*pump.Spread(of[o], (want-o+nodes-1)/nodes)
+		of[o]++
 	}
 	s.remember(ctx, v)
 	lanes := make([]pump.Lane, want)

@@ -3,6 +3,7 @@ package pump
 import (
 	"context"
 	"fmt"
+	"time"
 )
 
 // Optional abilities around the items, found with As.
@@ -72,7 +73,7 @@ func (e *engine) finish(ctx context.Context, lanes []Lane) error {
 		return failed
 	}
 	if a, ok := As[Attester](e.cfg.Sink); ok {
-		if err := a.Attest(ctx); err != nil {
+		if err := e.attest(ctx, a); err != nil {
 			return err
 		}
 	}
@@ -97,6 +98,26 @@ func (e *engine) finish(ctx context.Context, lanes []Lane) error {
 		}
 	}
 	return nil
+}
+
+// attest asks the sink again while the destination cannot be asked: everything is
+// written, and a run does not fail for one connection that breaks then.
+func (e *engine) attest(ctx context.Context, a Attester) error {
+	set := &e.cfg.Settings
+	pause := backoff{min: set.RetryMin, max: set.RetryMax}
+	for began := time.Now(); ; {
+		err := a.Attest(ctx)
+		if err == nil || !IsRetryable(err) || ctx.Err() != nil {
+			return err
+		}
+		if waited := time.Since(began); waited >= set.RetryTime {
+			return gaveUp(err, "given up after "+waited.Round(time.Millisecond).String())
+		}
+		e.cfg.Log.Warn("everything is written; whether the destination still holds it cannot be asked and is asked again", "reason", err)
+		if err := pause.wait(ctx); err != nil {
+			return err
+		}
+	}
 }
 
 func (e *engine) define(ctx context.Context, all []Definition) (leftOut []Definition, err error) {

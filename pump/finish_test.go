@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/pump/pumptest"
@@ -172,5 +173,44 @@ func TestStoppedRunDoesNotCommit(t *testing.T) {
 	}
 	if got := strings.Join(sink.said, " "); got != "lane close" {
 		t.Errorf("the sink was asked %q", got)
+	}
+}
+
+// attester is a sink that cannot be asked for a while.
+type attester struct {
+	pumptest.MemSink
+	errs []error // of one call after the other; nil behind the last
+}
+
+func (a *attester) Attest(context.Context) error {
+	if len(a.errs) == 0 {
+		return nil
+	}
+	err := a.errs[0]
+	a.errs = a.errs[1:]
+	return err
+}
+
+// TestAttestIsAskedAgain: when everything is written, a connection that breaks does not
+// fail the run; a destination that has lost it does, and one that stays away, too.
+func TestAttestIsAskedAgain(t *testing.T) {
+	cut, lost := pump.Retryable(errors.New("cut")), errors.New("all is gone")
+	for name, c := range map[string]struct {
+		errs []error
+		time time.Duration
+		want error
+	}{
+		"at last":    {[]error{cut, cut, cut}, time.Minute, nil},
+		"lost":       {[]error{cut, lost}, time.Minute, lost},
+		"stays away": {[]error{cut}, time.Nanosecond, cut},
+	} {
+		set := pump.DefaultSettings()
+		set.RetryTime, set.RetryMin, set.RetryMax = c.time, time.Millisecond, time.Millisecond
+		sink := &attester{errs: c.errs}
+		report, err := pump.Run(t.Context(), pump.Config{
+			Source: &pumptest.MemSource{Parts: [][]pump.Item{{{Key: []byte("k")}}}}, Sink: sink, Settings: set})
+		if !errors.Is(err, c.want) || (err == nil) != (c.want == nil) || report.Done != 1 || len(sink.errs) != 0 {
+			t.Errorf("%s: %v, %d done, %d answers left", name, err, report.Done, len(sink.errs))
+		}
 	}
 }

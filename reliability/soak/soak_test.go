@@ -116,7 +116,10 @@ func copyForEver(t *testing.T, stop <-chan struct{}) (*pump.Report, int) {
 	}
 	defer s.Close()
 	r := rand.New(rand.NewPCG(*seed, 1))
-	p, err := faultproxy.Start(s.Addr, func(int) faultproxy.Fault {
+	p, err := faultproxy.Start(s.Addr, func(n int) faultproxy.Fault {
+		if n < 2 { // the run asks whether it can begin at all
+			return faultproxy.Fault{}
+		}
 		kinds := []faultproxy.Kind{faultproxy.Reset, faultproxy.HalfClose, faultproxy.Stall}
 		f := faultproxy.Fault{Kind: kinds[r.IntN(len(kinds))], ToServer: r.IntN(4) > 0, At: r.Int64N(2 << 20)}
 		if !f.ToServer { // it says little, so that little is enough

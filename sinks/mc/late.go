@@ -21,8 +21,8 @@ const (
 // that only after the writes of the next connection: an early value of a key would
 // replace a later one (invariant 5). The server has just answered, so that its silence
 // here means that it has no list. Such a server, and one that sees our connections under
-// other addresses, is not waited for.
-func (s *Sink) awaitEnd(ctx context.Context, ours net.Addr) error {
+// other addresses, is not waited for: it does not list next, which is there.
+func (s *Sink) awaitEnd(ctx context.Context, old, next net.Addr) error {
 	op := "see at " + s.where + " whether the connection before has ended"
 	d := net.Dialer{Timeout: s.cfg.Timeout}
 	conn, err := d.DialContext(ctx, "tcp", s.cfg.Addr)
@@ -36,7 +36,7 @@ func (s *Sink) awaitEnd(ctx context.Context, ours net.Addr) error {
 		if err := conn.SetDeadline(time.Now().Add(s.cfg.Timeout)); err != nil {
 			return s.lost(op, err)
 		}
-		there, err := busy(conn, rd, ours.String())
+		there, err := busy(conn, rd, old.String(), next.String())
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -52,8 +52,8 @@ func (s *Sink) awaitEnd(ctx context.Context, ours net.Addr) error {
 }
 
 // busy asks for the server's connections and reports whether the one from addr is
-// among them and had a command lately.
-func busy(conn net.Conn, rd *bufio.Reader, addr string) (bool, error) {
+// among them and had a command lately, and the one from known is there, too.
+func busy(conn net.Conn, rd *bufio.Reader, addr, known string) (bool, error) {
 	// Only the text protocol has the list. What follows the question makes it as long
 	// as a header, for a server of the binary protocol alone to refuse.
 	if _, err := conn.Write([]byte("stats conns\r\nversion\r\nversion\r\n")); err != nil {
@@ -61,7 +61,7 @@ func busy(conn net.Conn, rd *bufio.Reader, addr string) (bool, error) {
 	}
 	// STAT 27:addr tcp:127.0.0.1:50312
 	// STAT 27:secs_since_last_cmd 0
-	id, there := "", false
+	id, there, sees := "", false, false
 	for versions := 0; versions < 2; {
 		line, err := rd.ReadSlice('\n')
 		if err != nil {
@@ -79,10 +79,12 @@ func busy(conn net.Conn, rd *bufio.Reader, addr string) (bool, error) {
 		switch {
 		case name == "addr" && from == addr:
 			id, there = of, true
+		case name == "addr" && from == known:
+			sees = true
 		case name == "secs_since_last_cmd" && of == id:
 			idle, err := strconv.Atoi(word[2])
 			there = err != nil || idle < idleFor
 		}
 	}
-	return there, nil
+	return there && sees, nil
 }

@@ -1,6 +1,7 @@
 package mc
 
 import (
+	"net"
 	"testing"
 	"time"
 
@@ -8,6 +9,7 @@ import (
 
 	"github.com/cbpump/cbpump/internal/realmc"
 	"github.com/cbpump/cbpump/internal/sinktest"
+	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
 )
 
@@ -47,5 +49,49 @@ func TestLateBytesComeFirst(t *testing.T) {
 				t.Fatalf("%v is there at last, %v", r, err)
 			}
 		}
+	}
+}
+
+// TestEndThatNobodySees: behind a proxy the server knows our connections by other
+// addresses, of which one that is busy may by chance be that of a connection that was
+// given up.
+func TestEndThatNobodySees(t *testing.T) {
+	srv := realmc.Start(t)
+	sink, err := New(Config{Addr: srv.Addr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	busy, err := net.Dial("tcp", srv.Addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	stop, done := make(chan struct{}), make(chan error)
+	go func() {
+		rd := mcbp.NewReader(busy)
+		for {
+			select {
+			case <-stop:
+				done <- nil
+				return
+			default:
+			}
+			_, err := busy.Write(mcbp.AppendNoop(nil, 0))
+			if err == nil {
+				_, err = rd.Next()
+			}
+			if err != nil {
+				done <- err
+				return
+			}
+		}
+	}()
+	elsewhere := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 9), Port: 1}
+	if err := sink.awaitEnd(t.Context(), busy.LocalAddr(), elsewhere); err != nil {
+		t.Error(err)
+	}
+	close(stop)
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }

@@ -275,7 +275,7 @@ func (l *lane) Write(ctx context.Context, b *pump.Batch) error {
 	if l.pipe == nil {
 		p, err := l.sink.dial(ctx)
 		if err == nil && l.gaveUp != nil {
-			if err = l.sink.awaitEnd(ctx, l.gaveUp); err != nil {
+			if err = l.sink.awaitEnd(ctx, l.gaveUp, p.LocalAddr()); err != nil {
 				_ = p.Close()
 			}
 		}

@@ -3,6 +3,7 @@ package cbb
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"strconv"
@@ -20,6 +21,9 @@ const hintPartial = "The unfinished backup stays where it is, for what it is wor
 // hintNothing is what to do when not even the folder could be prepared.
 const hintNothing = "No backup was begun. Mend the cause and run the same command again."
 
+// hintGone is what to do when what was written has vanished.
+const hintGone = "Something removed it while the backup was written, so there is no backup. See to it that nothing does, and run the same command again."
+
 // WriteError returns an error about something of a backup that could not be
 // written. It is an error of its own class whatever the system said: a folder
 // that may not be written to is no endpoint that refuses access.
@@ -36,6 +40,9 @@ func writeError(path string, err error, hint string) error {
 	code := "backup-write"
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		code = "disk-full"
+	}
+	if p, ok := errors.AsType[*fs.PathError](err); ok && hint == hintPartial && errors.Is(p, fs.ErrNotExist) {
+		hint = hintGone
 	}
 	return &pump.Error{Code: code, Op: "write " + path, Err: errors.New(plain(err).Error()), Hint: hint}
 }

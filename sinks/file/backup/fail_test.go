@@ -336,6 +336,12 @@ func TestFolderThatVanishes(t *testing.T) {
 			if pump.ExitCode(err, 0) != 1 || !strings.Contains(err.Error(), dir) {
 				t.Errorf("exit code %d: %v", pump.ExitCode(err, 0), err)
 			}
+			if hint := pump.HintOf(err); strings.Contains(hint, "Something removed it") != (what != "run") {
+				t.Errorf("%v: the hint is %s", err, hint)
+			}
+			if left := unfinished(t, dir); (len(left) == 1) != (what == "run") {
+				t.Errorf("left is %q", left)
+			}
 		})
 	}
 }

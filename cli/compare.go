@@ -77,10 +77,11 @@ type comparison struct {
 	asked    pump.Resolved  // the destination, where it is
 	memory   pump.Size
 
-	mode   compare.Mode
-	report *compare.Report
-	shown  [4]int // differences of each kind
-	repair *repairFile
+	mode     compare.Mode
+	monitors [2]pump.Monitor // of the readings of source and destination
+	report   *compare.Report
+	shown    [4]int // differences of each kind
+	repair   *repairFile
 }
 
 // prepareCompare turns the flags into a comparison; nil means that none is wanted.
@@ -205,6 +206,8 @@ func (j *comparison) run(ctx context.Context, stop <-chan struct{}) (err error) 
 	if t.flags.dryRun {
 		return j.dryRun(ctx, src, dst)
 	}
+	t.comparing.Store(j)
+	defer t.comparing.Store(nil)
 	limits, unwatch, err := t.flags.startLimits(say)
 	if err != nil {
 		return err
@@ -225,6 +228,7 @@ func (j *comparison) run(ctx context.Context, stop <-chan struct{}) (err error) 
 		Source: src, Sink: dst, Mode: j.mode, Filter: t.filter, Settings: t.settings, Memory: int64(j.memory), Dir: t.flags.compare.tempDir,
 		Limits: limits, Items: j.repair != nil, OnDifference: func(d *compare.Difference) error { return j.difference(ctx, d) },
 		Log: say.logger(t.flags.verbose).Named("compare"), Stop: stop, ProgressEvery: say.every(),
+		Monitors: [2]*pump.Monitor{&j.monitors[0], &j.monitors[1]},
 		Progress: func(p compare.Progress) {
 			say.Status(comparingText(&p))
 			say.Emit(comparingOf(&p))

@@ -162,5 +162,5 @@ func countOf(n int, what string) string {
 	if n != 1 {
 		what += "s"
 	}
-	return fmt.Sprintf("%d %s", n, what)
+	return grouped(uint64(n)) + " " + what
 }

@@ -30,6 +30,9 @@ func (s *stopper) tell() {
 }
 
 func (t *transfer) status() string {
+	if j := t.comparing.Load(); j != nil {
+		return j.status()
+	}
 	s, running := t.monitor.Status()
 	if !running {
 		return "both ends are being opened"
@@ -44,6 +47,22 @@ func (t *transfer) status() string {
 	}
 	if t.dead != nil && t.dead.Len() > 0 {
 		text += fmt.Sprintf("\n  %s rejected: %s", countOf(int(t.dead.Len()), "item"), quoteText(t.dead.Path()))
+	}
+	return text
+}
+
+// status says what the readings of the two sides are doing.
+func (j *comparison) status() string {
+	text := fmt.Sprintf("comparing (%s)", j.mode)
+	running := false
+	for side, name := range []string{"source", "destination"} {
+		if s, ok := j.monitors[side].Status(); ok {
+			running = true
+			text += "\n  " + name + " " + strings.ReplaceAll(statusText(&s), "\n", "\n  ")
+		}
+	}
+	if !running {
+		text += ": no side is being read at the moment"
 	}
 	return text
 }

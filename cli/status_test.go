@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/cbpump/cbpump/cli"
+	"github.com/cbpump/cbpump/pump"
+	"github.com/cbpump/cbpump/pump/pumptest"
 )
 
 // buffer is a writer for several goroutines.
@@ -57,5 +59,41 @@ func TestStatusSignal(t *testing.T) {
 	}
 	if code != 0 {
 		t.Errorf("asking disturbed the run: exit code %d: %s", code, text)
+	}
+}
+
+// A comparison says what it reads of either side.
+func TestStatusSignalWhileComparing(t *testing.T) {
+	g, signals := newGate(), make(chan os.Signal)
+	registry := g.registry(t)
+	items := []pump.Item{{Op: pump.Mutation, Key: []byte("a"), Value: []byte("1"), VBucket: 5}, {Op: pump.Mutation, Key: []byte("b"), Value: []byte("2"), VBucket: 5}}
+	begun := make(chan struct{}, 4)
+	if err := pump.RegisterSource(registry, pump.SourcePlugin[struct{}]{Schemes: []string{"gate"},
+		New: func(context.Context, pump.Target, struct{}) (pump.Source, error) {
+			return &pumptest.MemSource{Parts: [][]pump.Item{items}, BatchSize: 1, Fail: func(_, given int) error {
+				if given == 1 { // one item was read, the other waits
+					begun <- struct{}{}
+					<-g.pass
+				}
+				return nil
+			}}, nil
+		}}); err != nil {
+		t.Fatal(err)
+	}
+	var out, said buffer
+	p := &cli.Process{Name: "cbtransfer", Args: []string{"--silent", "compare", "gate:", "gate:"}, Stdout: &out, Stderr: &said, Signals: signals}
+	go func() {
+		<-begun
+		<-begun // both sides are being read
+		signals <- syscall.SIGUSR1
+		signals <- syscall.SIGUSR1 // taken only after the first was answered
+		close(g.pass)
+	}()
+	code := cli.Transfer(context.Background(), registry, p)
+	if code != 0 {
+		t.Errorf("exit code %d: %s", code, said.String())
+	}
+	if want := `cbtransfer: status: comparing \(full\)\n  source after .*\n(    .*\n)+  destination after .*\n    1 read,.*\n    streams: 1 reading`; !regexp.MustCompile(want).MatchString(said.String()) {
+		t.Errorf("the status lacks %s:\n%s", want, said.String())
 	}
 }

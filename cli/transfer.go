@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/cbpump/cbpump/internal/deadletter"
 	"github.com/cbpump/cbpump/pump"
@@ -96,11 +97,12 @@ type transfer struct {
 	report      *pump.Report
 	dryRunFound pump.Estimate
 	monitor     pump.Monitor
-	dead        *deadletter.File // nil: rejected items are not kept
-	vbuckets    []uint16         // nil: all
-	whole       bool             // the destination counts only as a whole
-	over        bool             // an earlier run has done everything
-	compare     *comparison      // nil: nothing is compared
+	comparing   atomic.Pointer[comparison] // the comparison that is under way
+	dead        *deadletter.File           // nil: rejected items are not kept
+	vbuckets    []uint16                   // nil: all
+	whole       bool                       // the destination counts only as a whole
+	over        bool                       // an earlier run has done everything
+	compare     *comparison                // nil: nothing is compared
 }
 
 // prepare turns the flags into a source, a sink and settings; it contacts nobody.

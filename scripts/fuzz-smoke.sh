@@ -12,7 +12,7 @@ for dir in $(git ls-files '*_test.go' | xargs grep -lE '^func Fuzz' | xargs -n1 
   for target in $(cat "$dir"/*_test.go | grep -oE '^func Fuzz[A-Za-z0-9_]+' | sed 's/^func //'); do
     found=$((found + 1))
     echo "fuzz $dir $target"
-    if ! out=$(cd "$dir" && "$work/fuzz.test" -test.run '^$' -test.fuzz "^$target\$" -test.fuzztime "$time" -test.fuzzcachedir "$work/cache" 2>&1); then
+    if ! out=$(cd "$dir" && "$work/fuzz.test" -test.run '^$' -test.fuzz "^$target\$" -test.fuzztime "$time" -test.fuzzminimizetime 20x -test.fuzzcachedir "$work/cache" 2>&1); then
       # A run that is merely cut off by its time while an input is under way also
       # counts as failed; a finding always writes its input.
       case "$out" in

@@ -71,6 +71,7 @@ type Config struct {
 	Stop          <-chan struct{} // when closed, ends the comparison with an error of ClassInterrupted
 	Progress      func(Progress)  // one call at a time
 	ProgressEvery time.Duration
+	Monitors      [2]*pump.Monitor // show what the readings of source and destination are doing; may be nil
 	Now           func() time.Time // what decides whether an item's time is over; nil: time.Now
 }
 

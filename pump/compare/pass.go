@@ -83,6 +83,7 @@ func (p *pass) read(ctx context.Context, sides [2]*opened) error {
 				Source: source, Sink: &collector{p: p, side: side, looker: sides[sideSink].looker}, Settings: set,
 				Filter: p.filter(), Log: p.cfg.Log.Named(sideNames[side]), Stop: p.cfg.Stop, Limits: p.cfg.Limits,
 				Progress: func(s pump.Snapshot) { p.progress(side, s) }, ProgressEvery: p.cfg.ProgressEvery,
+				Monitor: p.cfg.Monitors[side],
 			})
 			return unreadable(side, err)
 		})

@@ -319,6 +319,43 @@ func TestSeqnoJSONHasTheHighest(t *testing.T) {
 	}
 }
 
+// TestPartsBetweenAreMissed: every part names those before it, in a file whose loss is
+// noticed too.
+func TestPartsBetweenAreMissed(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "backup")
+	for range 3 {
+		mustWrite(t, open(t, dir, nil), manyItems(5, "v"))
+	}
+	check := func() error {
+		src, err := source.New(dir, pump.Env{Bucket: "default"}, source.Options{Streams: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return src.Check(t.Context())
+	}
+	if err := check(); err != nil {
+		t.Fatal(err)
+	}
+	diffs := glob(t, dir+"/*/*-diff")
+	away := filepath.Join(t.TempDir(), "away")
+	if err := os.Rename(diffs[0], away); err != nil {
+		t.Fatal(err)
+	}
+	if err := check(); pump.CodeOf(err) != "backup-missing" || !strings.Contains(err.Error(), filepath.Base(diffs[0])) {
+		t.Errorf("without the first diff: %v", err)
+	}
+	if err := os.Rename(away, diffs[0]); err != nil {
+		t.Fatal(err)
+	}
+	chain := glob(t, diffs[1]+"/*/*/cbpump.json")[0]
+	if err := os.Remove(chain); err != nil {
+		t.Fatal(err)
+	}
+	if err := check(); pump.CodeOf(err) != "backup-missing" || !strings.Contains(err.Error(), chain) {
+		t.Errorf("without %s: %v", chain, err)
+	}
+}
+
 func TestEmptyBackup(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "backup")
 	mustWrite(t, open(t, dir, nil), nil)

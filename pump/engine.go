@@ -153,7 +153,7 @@ func (e *engine) run(ctx context.Context) (err error) {
 	defer func() {
 		for _, l := range lanes {
 			if cerr := l.Close(); cerr != nil && err == nil {
-				err = fmt.Errorf("close a connection of the destination: %w", cerr)
+				err = fmt.Errorf("finish writing: %w", cerr)
 			}
 		}
 	}()

@@ -66,7 +66,7 @@ func (e *engine) finish(ctx context.Context, lanes []Lane) error {
 	var failed error
 	for _, l := range lanes {
 		if err := l.Close(); err != nil && failed == nil {
-			failed = fmt.Errorf("close a connection of the destination: %w", err)
+			failed = fmt.Errorf("finish writing: %w", err)
 		}
 	}
 	if failed != nil {

@@ -42,9 +42,10 @@ type Process struct {
 }
 
 // OS returns the process itself. It copies the arguments: secrets among them are
-// overwritten where the process title shows them (invariant 9). It also has the
-// process take less memory.
+// overwritten where the process title shows them, and a crash leaves no core
+// (invariant 9). It also has the process take less memory.
 func OS() *Process {
+	leaveNoCore()
 	p := &Process{
 		Name: "cbpump", Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		LookupEnv: os.LookupEnv, Hide: func(secrets []string) { hideArgs(secrets); hideEnv(secretEnv()) },

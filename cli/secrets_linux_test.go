@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -286,5 +287,43 @@ func TestSecretsAreNotShownByTheProcess(t *testing.T) {
 			}
 		})
 	}
+	cleanFiles(t, s.out)
+}
+
+// A crash leaves no memory behind, however much the user's limit allows: the
+// passwords are in it.
+func TestNoCoreOfACrash(t *testing.T) {
+	s := newStage(t)
+	args := []string{"-c", `ulimit -S -c $(ulimit -H -c); exec "$0" "$@"`, filepath.Join(s.bin, "cbtransfer"),
+		s.src.URL(), "null:", "-u", "Administrator", "--password-file", s.key("src.pw"), "--json", "--limit-items", "1"}
+	cmd := exec.Command("/bin/sh", args...)
+	cmd.Dir, cmd.Env = s.out, append(append([]string{}, s.env...), "GOTRACEBACK=crash")
+	var said bytes.Buffer
+	cmd.Stderr = &said
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	for lines.Scan() && !strings.Contains(lines.Text(), `"progress"`) {
+	}
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", cmd.Process.Pid))
+	if err != nil || !regexp.MustCompile(`Max core file size +0 +0 `).Match(limits) {
+		t.Errorf("%s, %v", limits, err)
+	}
+	if err := cmd.Process.Signal(syscall.SIGQUIT); err != nil {
+		t.Error(err)
+	}
+	for lines.Scan() {
+	}
+	_ = cmd.Wait() // the state tells
+	status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if !ok || !status.Signaled() || status.CoreDump() {
+		t.Errorf("it ended with %v", cmd.ProcessState)
+	}
+	clean(t, "stderr", said.Bytes())
 	cleanFiles(t, s.out)
 }

@@ -1,14 +1,10 @@
 package simcluster
 
 import (
-	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"sync"
 	"testing"
@@ -20,6 +16,7 @@ import (
 
 	"github.com/couchbase/gomemcached"
 
+	"github.com/cbpump/cbpump/internal/sdktest"
 	"github.com/cbpump/cbpump/mcbp"
 )
 
@@ -70,21 +67,6 @@ func seeds(c *Cluster, overTLS bool) (s gocbcore.SeedConfig) {
 	return s
 }
 
-// wait runs an asynchronous call of gocbcore.
-func wait(t *testing.T, call func(done func(error)) error) error {
-	t.Helper()
-	result := make(chan error, 1)
-	if err := call(func(err error) { result <- err }); err != nil {
-		return err
-	}
-	select {
-	case err := <-result:
-		return err
-	case <-time.After(20 * time.Second):
-		return errors.New("no answer")
-	}
-}
-
 // gocbcore finds the nodes by the cluster map of the KV port, logs in with SCRAM
 // and reads and writes.
 func TestGocbcoreKV(t *testing.T) {
@@ -112,7 +94,7 @@ func TestGocbcoreKV(t *testing.T) {
 				}
 				defer agent.Close()
 				deadline := time.Now().Add(15 * time.Second)
-				if err := wait(t, func(done func(error)) error {
+				if err := sdktest.Await(t, func(done func(error)) error {
 					_, err := agent.WaitUntilReady(deadline, gocbcore.WaitUntilReadyOptions{ServiceTypes: []gocbcore.ServiceType{gocbcore.MemdService}}, func(_ *gocbcore.WaitUntilReadyResult, err error) { done(err) })
 					return err
 				}); err != nil {
@@ -121,7 +103,7 @@ func TestGocbcoreKV(t *testing.T) {
 				for _, i := range []int{20, 100, 299} {
 					key := fmt.Appendf(nil, "doc-%03d", i)
 					var got gocbcore.GetResult
-					if err := wait(t, func(done func(error)) error {
+					if err := sdktest.Await(t, func(done func(error)) error {
 						_, err := agent.Get(gocbcore.GetOptions{Key: key, Deadline: deadline}, func(r *gocbcore.GetResult, err error) {
 							if r != nil {
 								got = *r
@@ -133,7 +115,7 @@ func TestGocbcoreKV(t *testing.T) {
 						t.Errorf("%s: %q flags %x: %v", key, got.Value, got.Flags, err)
 					}
 				}
-				if err := wait(t, func(done func(error)) error {
+				if err := sdktest.Await(t, func(done func(error)) error {
 					_, err := agent.Get(gocbcore.GetOptions{Key: []byte("doc-003"), Deadline: deadline}, func(_ *gocbcore.GetResult, err error) { done(err) })
 					return err
 				}); !errors.Is(err, gocbcore.ErrDocumentNotFound) {
@@ -143,7 +125,7 @@ func TestGocbcoreKV(t *testing.T) {
 				if coll != 0 {
 					o.ScopeName, o.CollectionName = "shop", "items"
 				}
-				if err := wait(t, func(done func(error)) error {
+				if err := sdktest.Await(t, func(done func(error)) error {
 					_, err := agent.Set(o, func(_ *gocbcore.StoreResult, err error) { done(err) })
 					return err
 				}); err != nil {
@@ -232,7 +214,7 @@ func TestGocbcoreDCP(t *testing.T) {
 			}
 			defer agent.Close()
 			deadline := time.Now().Add(15 * time.Second)
-			if err := wait(t, func(done func(error)) error {
+			if err := sdktest.Await(t, func(done func(error)) error {
 				_, err := agent.WaitUntilReady(deadline, gocbcore.WaitUntilReadyOptions{}, func(_ *gocbcore.WaitUntilReadyResult, err error) { done(err) })
 				return err
 			}); err != nil {
@@ -241,7 +223,7 @@ func TestGocbcoreDCP(t *testing.T) {
 			h := &heard{items: map[string]string{}, ends: make(chan error, 64)}
 			for vb := range uint16(64) {
 				end := gocbcore.SeqNo(c.Bucket("beer").HighSeqno(vb))
-				if err := wait(t, func(done func(error)) error {
+				if err := sdktest.Await(t, func(done func(error)) error {
 					_, err := agent.OpenStream(vb, 0, 0, 0, end, 0, 0, h, gocbcore.OpenStreamOptions{}, func(_ []gocbcore.FailoverEntry, err error) { done(err) })
 					return err
 				}); err != nil {
@@ -349,14 +331,8 @@ func TestGomemcachedFeed(t *testing.T) {
 // and without TLS and reads and writes. scripts/nodesdk.sh installs it; the test
 // runs where that was done, and fails elsewhere if CBPUMP_NODESDK is "required".
 func TestNodeSDK(t *testing.T) {
-	dir, err := filepath.Abs("../.cache/nodesdk")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(filepath.Join(dir, "node_modules", "couchbase")); err != nil {
-		if os.Getenv("CBPUMP_NODESDK") == "required" {
-			t.Fatal("not installed: make setup installs it with scripts/nodesdk.sh")
-		}
+	node, found := sdktest.FindNode(t, "..")
+	if !found {
 		return
 	}
 	for _, version := range []string{"6.6.5", "7.0.5", "7.6"} {
@@ -364,22 +340,12 @@ func TestNodeSDK(t *testing.T) {
 			t.Run(fmt.Sprint(version, " TLS ", overTLS), func(t *testing.T) {
 				c := sdkCluster(t, version)
 				n := c.Nodes()[0]
-				conn := "couchbase://" + n.KV()
-				args := []string{"testdata/sdk.js", conn, "beer", "doc-100"}
+				addr, ca := n.KV(), []byte(nil)
 				if overTLS {
-					ca := filepath.Join(t.TempDir(), "ca.pem")
-					if err := os.WriteFile(ca, c.CACert(), 0o600); err != nil {
-						t.Fatal(err)
-					}
-					args[1] = "couchbases://" + n.KVTLS() + "?trust_store_path=" + ca
+					addr, ca = n.KVTLS(), c.CACert()
 				}
-				ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
-				defer cancel()
-				cmd := exec.CommandContext(ctx, "node", args...)
-				cmd.Env = append(os.Environ(), "NODE_PATH="+filepath.Join(dir, "node_modules"), "SDK_USER=beer", "SDK_PASSWORD=beerpw")
-				out, err := cmd.CombinedOutput()
-				if err != nil || string(out) != `{"n":100}`+"\n" {
-					t.Fatalf("%v: %s", err, out)
+				if out := node.Run(t, "testdata/sdk.js", addr, ca, "beer", "beerpw", "beer", "doc-100"); out != `{"n":100}`+"\n" {
+					t.Fatal(out)
 				}
 				if d, ok := c.Bucket("beer").Get([]byte("from node")); !ok || string(d.Value) != `{"hello":"sim"}` {
 					t.Errorf("it wrote %q, %v", d.Value, ok)

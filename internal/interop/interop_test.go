@@ -2,15 +2,11 @@ package interop
 
 import (
 	"bytes"
-	"context"
 	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -25,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/cbpump/cbpump/cluster"
+	"github.com/cbpump/cbpump/internal/sdktest"
 	"github.com/cbpump/cbpump/mcbp"
 	"github.com/cbpump/cbpump/pump"
 	"github.com/cbpump/cbpump/pump/pumptest"
@@ -145,21 +142,6 @@ func seeds(c *simcluster.Cluster, overTLS bool) (s gocbcore.SeedConfig) {
 	return s
 }
 
-// call runs an asynchronous call of gocbcore.
-func call(t *testing.T, f func(done func(error)) error) error {
-	t.Helper()
-	result := make(chan error, 1)
-	if err := f(func(err error) { result <- err }); err != nil {
-		return err
-	}
-	select {
-	case err := <-result:
-		return err
-	case <-time.After(30 * time.Second):
-		return errors.New("no answer")
-	}
-}
-
 // TestGocbcoreReads: gocbcore reads what our sink wrote, with SCRAM and over TLS.
 func TestGocbcoreReads(t *testing.T) {
 	for _, version := range []string{"6.0.4", "6.6.5", "7.0.5", "7.6"} {
@@ -177,7 +159,7 @@ func TestGocbcoreReads(t *testing.T) {
 				}
 				defer agent.Close()
 				deadline := time.Now().Add(25 * time.Second)
-				if err := call(t, func(done func(error)) error {
+				if err := sdktest.Await(t, func(done func(error)) error {
 					_, err := agent.WaitUntilReady(deadline, gocbcore.WaitUntilReadyOptions{ServiceTypes: []gocbcore.ServiceType{gocbcore.MemdService}}, func(_ *gocbcore.WaitUntilReadyResult, err error) { done(err) })
 					return err
 				}); err != nil {
@@ -190,7 +172,7 @@ func TestGocbcoreReads(t *testing.T) {
 						o.ScopeName, o.CollectionName = it.Collection.Scope, it.Collection.Name
 					}
 					var got gocbcore.GetResult
-					err := call(t, func(done func(error)) error {
+					err := sdktest.Await(t, func(done func(error)) error {
 						_, err := agent.Get(o, func(r *gocbcore.GetResult, err error) {
 							if r != nil {
 								got = *r
@@ -218,14 +200,8 @@ func TestGocbcoreReads(t *testing.T) {
 // installs it; the test runs where that was done, and fails elsewhere if
 // CBPUMP_NODESDK is "required", as make test sets it.
 func TestNodeReads(t *testing.T) {
-	dir, err := filepath.Abs("../../.cache/nodesdk")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(filepath.Join(dir, "node_modules", "couchbase")); err != nil {
-		if os.Getenv("CBPUMP_NODESDK") == "required" {
-			t.Fatal("not installed: make setup installs it with scripts/nodesdk.sh")
-		}
+	node, found := sdktest.FindNode(t, "../..")
+	if !found {
 		return
 	}
 	for _, version := range []string{"6.6.5", "7.6"} {
@@ -234,14 +210,11 @@ func TestNodeReads(t *testing.T) {
 				c, items := startCluster(t, version), documents(hasCollections(version))
 				write(t, c, overTLS, items)
 				n := c.Nodes()[0]
-				args := []string{"testdata/read.js", "couchbase://" + n.KV(), bucket}
+				addr, ca := n.KV(), []byte(nil)
 				if overTLS {
-					ca := filepath.Join(t.TempDir(), "ca.pem")
-					if err := os.WriteFile(ca, c.CACert(), 0o600); err != nil {
-						t.Fatal(err)
-					}
-					args[1] = "couchbases://" + n.KVTLS() + "?trust_store_path=" + ca
+					addr, ca = n.KVTLS(), c.CACert()
 				}
+				args := []string{bucket}
 				var want []string
 				for i := range items {
 					it := &items[i]
@@ -255,15 +228,8 @@ func TestNodeReads(t *testing.T) {
 					args = append(args, key)
 					want = append(want, fmt.Sprintf(`{"key":%q,"value":%s,"cas":"%d"}`, key, plainValue(t, it.Value, it.Datatype), it.CAS))
 				}
-				ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
-				defer cancel()
-				cmd := exec.CommandContext(ctx, "node", args...)
-				cmd.Env = append(os.Environ(), "NODE_PATH="+filepath.Join(dir, "node_modules"), "SDK_USER="+bucket, "SDK_PASSWORD="+password)
-				out, err := cmd.CombinedOutput()
-				if err != nil {
-					t.Fatalf("%v: %s", err, out)
-				}
-				got := strings.Split(strings.TrimSpace(string(out)), "\n")
+				out := node.Run(t, "testdata/read.js", addr, ca, bucket, password, args...)
+				got := strings.Split(strings.TrimSpace(out), "\n")
 				if len(want) < 100 || len(got) != len(want) {
 					t.Fatalf("%d documents read, %d written", len(got), len(want))
 				}
@@ -383,7 +349,7 @@ func TestGocbcoreStreams(t *testing.T) {
 				}
 				defer agent.Close()
 				deadline := time.Now().Add(25 * time.Second)
-				if err := call(t, func(done func(error)) error {
+				if err := sdktest.Await(t, func(done func(error)) error {
 					_, err := agent.WaitUntilReady(deadline, gocbcore.WaitUntilReadyOptions{}, func(_ *gocbcore.WaitUntilReadyResult, err error) { done(err) })
 					return err
 				}); err != nil {
@@ -392,7 +358,7 @@ func TestGocbcoreStreams(t *testing.T) {
 				h := &heard{t: t, names: map[uint32]string{0: "_default._default"}, items: map[string]string{}, ends: make(chan error, 64)}
 				for vb := range uint16(64) {
 					end := gocbcore.SeqNo(c.Bucket(bucket).HighSeqno(vb))
-					if err := call(t, func(done func(error)) error {
+					if err := sdktest.Await(t, func(done func(error)) error {
 						_, err := agent.OpenStream(vb, 0, 0, 0, end, 0, 0, h, gocbcore.OpenStreamOptions{}, func(_ []gocbcore.FailoverEntry, err error) { done(err) })
 						return err
 					}); err != nil {

@@ -357,7 +357,9 @@ func FuzzHeader(f *testing.F) {
 
 // FuzzDataFile reads any bytes as a data file: what comes of it is an error or
 // rows, and no row comes twice.
-func FuzzDataFile(f *testing.F) {
+// goldenFiles are data files of backups that the older tools made.
+func goldenFiles(f *testing.F) (all [][]byte) {
+	f.Helper()
 	for _, pattern := range []string{"2.5.1/backup/*/*/*.cbb", "4.0/backup/*/*-diff/*/*/*.cbb"} {
 		files, err := filepath.Glob(filepath.Join(golden, pattern))
 		if err != nil || len(files) == 0 {
@@ -367,6 +369,13 @@ func FuzzDataFile(f *testing.F) {
 		if err != nil {
 			f.Fatal(err)
 		}
+		all = append(all, data)
+	}
+	return all
+}
+
+func FuzzDataFile(f *testing.F) {
+	for _, data := range goldenFiles(f) {
 		f.Add(data)
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {

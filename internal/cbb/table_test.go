@@ -187,15 +187,7 @@ func TestVarint(t *testing.T) {
 
 // FuzzTable reads any pages: what comes of it is rows or an error, in the end.
 func FuzzTable(f *testing.F) {
-	for _, pattern := range []string{"2.5.1/backup/*/*/*.cbb", "4.0/backup/*/*-diff/*/*/*.cbb"} {
-		files, err := filepath.Glob(filepath.Join(golden, pattern))
-		if err != nil || len(files) == 0 {
-			f.Fatal(files, err)
-		}
-		data, err := os.ReadFile(files[0])
-		if err != nil {
-			f.Fatal(err)
-		}
+	for _, data := range goldenFiles(f) {
 		f.Add(data, uint32(2), int64(0))
 	}
 	f.Fuzz(func(t *testing.T, data []byte, root uint32, after int64) {

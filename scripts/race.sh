@@ -6,7 +6,7 @@ set -eu
 cd "$(dirname "$0")/.."
 # Each process would wait a second at its end; cli alone starts hundreds.
 export GORACE="atexit_sleep_ms=20 ${GORACE:-}"
-list=$(go list -f '{{.ImportPath}} {{.TestImports}} {{.XTestImports}}' ./... | grep -v '/reliability ')
+list=$(go list -f '{{.ImportPath}} {{.TestImports}} {{.XTestImports}}' ./... | grep -v '^[^ ]*/reliability ')
 rapid=pgregory.net/rapid # a package without it does not know its flag
 set -x
 # Allocations are counted in `make test`: the detector makes some of its own.

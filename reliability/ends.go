@@ -2,9 +2,12 @@ package reliability
 
 import (
 	"bufio"
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/url"
 	"os"
@@ -47,10 +50,7 @@ type Destination struct {
 	Whole bool
 	// Live returns the live items, or that there is nothing to be taken for a whole
 	// (ok false). It is asked after the run. Nil: the destination keeps nothing.
-	Live func() (items map[string]pump.Item, ok bool, err error)
-	// Has asks for one key, where the list that Live goes by is not the word of the
-	// store itself; nil elsewhere.
-	Has   func(key string) (bool, error)
+	Live  func() (items map[string]pump.Item, ok bool, err error)
 	Close func()
 }
 
@@ -248,7 +248,6 @@ func openMemcached(s *realmc.Server, alone int) (*Destination, error) {
 		}
 	}
 	return &Destination{Spec: "memcached://" + s.Addr, Close: func() {},
-		Has: func(key string) (bool, error) { return memcachedHas(s.Addr, key) },
 		Live: func() (map[string]pump.Item, bool, error) {
 			items, err := MemcachedItems(s.Addr)
 			return items, true, err
@@ -265,30 +264,63 @@ func connections(c *memcached.Client) (int, error) {
 	return strconv.Atoi(all["curr_connections"])
 }
 
-// MemcachedKeys lists what memcached holds. It walks the hash table: a walk along the
-// LRU lists passes by items that are moved meanwhile.
+// MemcachedKeys lists what memcached holds. Its list is no snapshot, is not answered at
+// all now and then, and passes by items that are moved meanwhile; so it is asked for until
+// it is as long as memcached counts items, and every key counts that was listed once.
 func MemcachedKeys(addr string) (keys []string, err error) {
-	c, err := net.Dial("tcp", addr)
+	c, err := memcached.Connect("tcp", addr)
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
+	seen := map[string]bool{}
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for range 10 { // not for ever: items whose time is over are counted and not listed
+		stats, err := c.StatsMap("")
+		if err != nil {
+			return nil, err
+		}
+		if n, err := strconv.Atoi(stats["curr_items"]); err != nil || len(seen) >= n {
+			return slices.Collect(maps.Keys(seen)), err
+		}
+		if err := listKeys(addr, seen); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil, err
+		}
+		<-tick.C // it may be busy with the list of somebody else
+	}
+	return slices.Collect(maps.Keys(seen)), nil
+}
+
+// listKeys adds the keys that memcached lists. It walks the hash table.
+func listKeys(addr string, seen map[string]bool) error {
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		return err
+	}
 	if _, err := io.WriteString(c, "lru_crawler metadump hash\r\n"); err != nil {
-		return nil, err
+		return err
 	}
 	lines := bufio.NewScanner(c)
 	for lines.Scan() {
-		line := lines.Text()
-		if strings.TrimSpace(line) == "END" {
-			return keys, nil
+		line := strings.TrimSpace(lines.Text())
+		key, _, listed := strings.Cut(strings.TrimPrefix(line, "key="), " ")
+		switch {
+		case line == "END", strings.HasPrefix(line, "BUSY"):
+			return nil
+		case !listed:
+			return fmt.Errorf("among the keys of memcached: %q", line)
 		}
-		key, _, _ := strings.Cut(strings.TrimPrefix(line, "key="), " ")
 		if key, err = url.QueryUnescape(key); err != nil {
-			return nil, err
+			return err
 		}
-		keys = append(keys, key)
+		seen[key] = true
 	}
-	return nil, fmt.Errorf("the list of keys has no end: %w", lines.Err())
+	return fmt.Errorf("the list of keys has no end: %w", cmp.Or(lines.Err(), io.ErrUnexpectedEOF))
 }
 
 // MemcachedItems returns what memcached holds.
@@ -305,6 +337,9 @@ func MemcachedItems(addr string) (map[string]pump.Item, error) {
 	items := map[string]pump.Item{}
 	for _, k := range keys {
 		r, err := c.Get(0, k)
+		if gomemcached.IsNotFound(err) {
+			continue
+		}
 		if err != nil {
 			return nil, fmt.Errorf("get %s: %w", k, err)
 		}
@@ -315,20 +350,6 @@ func MemcachedItems(addr string) (map[string]pump.Item, error) {
 		err = fmt.Errorf("memcached threw out %s items for want of memory, so what is there shows nothing", all["evictions"])
 	}
 	return items, err
-}
-
-// memcachedHas asks memcached itself for a key, whatever its list of keys says.
-func memcachedHas(addr, key string) (bool, error) {
-	c, err := memcached.Connect("tcp", addr)
-	if err != nil {
-		return false, err
-	}
-	defer c.Close()
-	_, err = c.Get(0, key)
-	if gomemcached.IsNotFound(err) {
-		return false, nil
-	}
-	return err == nil, err
 }
 
 func openCluster(format string, replicas bool) (*Destination, error) {

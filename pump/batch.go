@@ -121,6 +121,14 @@ func (b *Batch) StartWrite() {
 	clear(b.causes)
 }
 
+// join adds the verdicts of o, whose items were put behind b's first n.
+func (b *Batch) join(o *Batch, n int) {
+	b.verdicts = append(b.verdicts, o.verdicts...)
+	for i, why := range o.causes {
+		b.Settle(n+i, o.verdicts[i], why)
+	}
+}
+
 // Verdict returns the verdict on item i.
 func (b *Batch) Verdict(i int) Verdict { return b.verdicts[i] }
 

@@ -120,14 +120,14 @@ func (l *laneRun) abandon(b *Batch, expired bool) bool {
 
 // forsake makes sure that no mark passes the items that were abandoned, before
 // the shares of their write are settled.
-func (l *laneRun) forsake(shares []share) {
+func (l *laneRun) forsake(w *writing) {
 	at, end := -1, 0
 	for _, i := range l.abandoned {
 		for end <= i {
 			at++
-			end += len(shares[at].which)
+			end += len(w.shares[at].which)
 		}
-		shares[at].p.stream.lose(l.batch.Items[i].VBucket)
+		w.shares[at].p.stream.lose(w.batch.Items[i].VBucket)
 	}
 	l.abandoned = l.abandoned[:0]
 }

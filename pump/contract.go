@@ -81,6 +81,24 @@ type Lane interface {
 	Close() error
 }
 
+// AheadLane is a Lane that sends one batch behind another before the first one is
+// confirmed, so that its connection is never idle. Only a lane itself can be one: a
+// wrapper that knows nothing of it has its Write called instead.
+//
+// When something of the first batch is to be sent again the engine finishes the
+// second one as well and sends again from both, the later items of the same keys
+// among them (invariant 5). Write is called when nothing is under way.
+type AheadLane interface {
+	Lane
+	// Begin sends the batch. No more than two are under way at once, each with a
+	// batch of its own, which stays as it is until Finish has returned. An error
+	// stops the run.
+	Begin(ctx context.Context, b *Batch) error
+	// Finish returns when every item of b, which was begun first, has a verdict.
+	// It is Write's second half.
+	Finish(ctx context.Context, b *Batch) error
+}
+
 // Optional abilities, found with As through any number of wrappers.
 type (
 	// Checker finds out whether a source or sink can be used, without changing

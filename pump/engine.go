@@ -282,7 +282,7 @@ func (e *engine) layOut(streams []Stream, lanes []Lane) {
 		laneBytes = max(1, int64(s.Memory)/int64(2*len(lanes)))
 	}
 	for _, l := range lanes {
-		e.lanes = append(e.lanes, &laneRun{e: e, lane: l, wake: make(chan struct{}, 1), maxBytes: laneBytes})
+		e.lanes = append(e.lanes, newLaneRun(e, l, s.LaneItems, laneBytes))
 	}
 	for _, st := range streams {
 		e.streams = append(e.streams, &streamRun{e: e, stream: st, id: st.ID(), perLane: make([]laneShare, len(lanes))})

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,31 +13,53 @@ import (
 
 // laneRun writes what is queued for one lane. Whatever has queued up while a
 // write was under way goes out together in the next one: throughput is items in
-// flight over the round trip.
+// flight over the round trip. Where the lane can, and where it is worth it, the next
+// one goes out before the first is confirmed.
 type laneRun struct {
 	e        *engine
 	lane     Lane
+	ahead    AheadLane // the same, nil if it is none
+	maxItems int       // of one write
 	maxBytes int64
 	wake     chan struct{}
 
 	mu     sync.Mutex
 	queue  []share // from head on
 	head   int
-	queued int // items
+	queued int   // items
+	bytes  int64 // of these
 	closed bool
 
-	writing  atomic.Int64             // items of the write that is under way
+	writing  atomic.Int64             // items of the writes that are under way
 	retrying atomic.Pointer[retrying] // nil: nothing is sent again
 
 	// Only the lane's own goroutine uses these.
-	shares  []share // of the write that is under way
-	batch   Batch   // … with their items, which may be copies in items
-	items   []Item
-	again   Batch
-	origins []int // index in batch of each item of again
-	// abandoned are the items of batch that are not written: see circuit.
+	now, next *writing // now is under way first
+	again     Batch
+	origins   []int // index in the batch that is written of each item of again
+	// abandoned are the items of that batch that are not written: see circuit.
 	abandoned []int
 	held      bool // one rejected item was too many: no mark may pass it
+}
+
+// writing is one write.
+type writing struct {
+	shares []share
+	bytes  int64
+	batch  Batch // with the shares' items, which may be copies in items
+	items  []Item
+}
+
+// worthAhead is how many bytes must be queued for a second write behind one that is
+// under way, if one takes as many: fewer are not worth a fence of their own.
+const worthAhead = 128 << 10
+
+func newLaneRun(e *engine, lane Lane, maxItems int, maxBytes int64) *laneRun {
+	l := &laneRun{e: e, lane: lane, wake: make(chan struct{}, 1), maxItems: maxItems, maxBytes: maxBytes, now: &writing{}, next: &writing{}}
+	if ahead, ok := lane.(AheadLane); ok {
+		l.ahead, l.maxItems = ahead, (maxItems+1)/2
+	}
+	return l
 }
 
 // share is items of a parcel that wait for a lane.
@@ -56,34 +79,39 @@ func (l *laneRun) enqueue(p *parcel, which []int32, bytes int64) {
 	}
 	l.queue = append(l.queue, share{p, which, bytes, true})
 	l.queued += len(which)
+	l.bytes += bytes
 	l.mu.Unlock()
 	l.signal()
 }
 
-// take takes the shares of the next write off the queue.
-func (l *laneRun) take() (any, closed bool) {
-	l.shares = l.shares[:0]
-	items, bytes := 0, int64(0)
+// take takes the shares of the next write off the queue, if they have so many bytes.
+func (l *laneRun) take(w *writing, least int64) (any, closed bool) {
+	w.shares, w.bytes = w.shares[:0], 0
+	items := 0
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for l.head < len(l.queue) && items < l.e.cfg.Settings.LaneItems && (items == 0 || bytes < l.maxBytes) {
+	if l.bytes < least {
+		return false, l.closed
+	}
+	for l.head < len(l.queue) && items < l.maxItems && (items == 0 || w.bytes < l.maxBytes) {
 		s := &l.queue[l.head]
-		if room := l.e.cfg.Settings.LaneItems - items; room < len(s.which) {
+		if room := l.maxItems - items; room < len(s.which) {
 			part := share{p: s.p, which: s.which[:room]}
 			for _, i := range part.which {
 				part.bytes += int64(s.p.batch.Items[i].Size())
 			}
-			l.shares = append(l.shares, part)
+			w.shares = append(w.shares, part)
 			s.which, s.bytes = s.which[room:], s.bytes-part.bytes
-			items = l.e.cfg.Settings.LaneItems
+			items, w.bytes = l.maxItems, w.bytes+part.bytes
 			break
 		}
-		l.shares = append(l.shares, *s)
+		w.shares = append(w.shares, *s)
+		items, w.bytes = items+len(s.which), w.bytes+s.bytes
 		*s = share{}
 		l.head++
-		items, bytes = items+len(l.shares[len(l.shares)-1].which), bytes+l.shares[len(l.shares)-1].bytes
 	}
 	l.queued -= items
+	l.bytes -= w.bytes
 	return items > 0, l.closed
 }
 
@@ -104,56 +132,107 @@ func (l *laneRun) signal() {
 // run writes until the queue is closed and empty. Once it returns an error the
 // whole run ends, and what it holds stays without a verdict.
 func (l *laneRun) run(ctx context.Context) error {
+	under := false // now was begun
 	for {
-		any, closed := l.take()
-		if !any {
-			if closed {
-				return nil
+		if !under {
+			any, closed := l.take(l.now, 0)
+			if !any {
+				if closed {
+					return nil
+				}
+				select {
+				case <-l.wake:
+				case <-ctx.Done():
+					return context.Cause(ctx)
+				}
+				continue
 			}
-			select {
-			case <-l.wake:
-			case <-ctx.Done():
-				return context.Cause(ctx)
+			if err := l.begin(ctx, l.now); err != nil {
+				return err
 			}
-			continue
 		}
-		if err := l.write(ctx, &l.batch, l.collect()); err != nil {
+		under = false
+		if l.ahead != nil {
+			if under, _ = l.take(l.next, min(worthAhead, l.maxBytes)); under {
+				if err := l.begin(ctx, l.next); err != nil {
+					return err
+				}
+			}
+		}
+		w := l.now
+		err := l.finish(ctx, w)
+		if under && err == nil && slices.Contains(w.batch.verdicts, Retry) {
+			under = false
+			err = l.finish(ctx, l.next)
+			w.join(l.next)
+		}
+		if err = l.complete(ctx, w, err); err != nil {
 			return err
 		}
-		l.forsake(l.shares)
-		for _, s := range l.shares {
+		l.forsake(w)
+		for _, s := range w.shares {
 			if s.last && !l.held {
 				s.p.stream.settle(s.p)
 			}
 		}
+		if len(w.items) > l.maxItems {
+			w.items = nil // they were those of two writes
+		}
+		l.now, l.next = l.next, l.now
 	}
 }
 
-// collect puts the items of the shares together in l.batch and returns their
-// bytes. A parcel that is written as a whole and alone lends its own items.
-func (l *laneRun) collect() (bytes int64) {
-	if one := &l.shares[0]; len(l.shares) == 1 && len(one.which) == len(one.p.batch.Items) {
-		l.batch.Items = one.p.batch.Items
-		return one.bytes
+// collect puts the items of the shares together. A parcel that is written as a whole
+// and alone lends its own.
+func (w *writing) collect() {
+	if one := &w.shares[0]; len(w.shares) == 1 && len(one.which) == len(one.p.batch.Items) {
+		w.batch.Items = one.p.batch.Items
+		return
 	}
-	items := l.items[:0]
-	for i := range l.shares {
-		s := &l.shares[i]
-		bytes += s.bytes
+	items := w.items[:0]
+	for i := range w.shares {
+		s := &w.shares[i]
 		for _, j := range s.which {
 			items = append(items, s.p.batch.Items[j])
 		}
 	}
-	l.items, l.batch.Items = items, items
-	return bytes
+	w.items, w.batch.Items = items, items
 }
 
-// write writes a batch until every item has a final verdict, and counts.
-func (l *laneRun) write(ctx context.Context, b *Batch, size int64) error {
-	b.StartWrite()
-	l.writing.Store(int64(len(b.Items)))
-	defer l.writing.Store(0)
-	err := l.lane.Write(ctx, b)
+// join makes one write of two, so that items that are sent again keep their order to
+// those of the second one (invariant 5).
+func (w *writing) join(second *writing) {
+	n := len(w.batch.Items)
+	w.items = append(append(make([]Item, 0, n+len(second.batch.Items)), w.batch.Items...), second.batch.Items...)
+	w.batch.Items = w.items
+	w.batch.join(&second.batch, n)
+	w.shares = append(w.shares, second.shares...)
+	w.bytes += second.bytes
+}
+
+// begin begins a write of what was taken.
+func (l *laneRun) begin(ctx context.Context, w *writing) error {
+	w.collect()
+	w.batch.StartWrite()
+	l.writing.Add(int64(len(w.batch.Items)))
+	if l.ahead == nil {
+		return nil // Write does it all
+	}
+	return l.ahead.Begin(ctx, &w.batch)
+}
+
+func (l *laneRun) finish(ctx context.Context, w *writing) error {
+	if l.ahead == nil {
+		return l.lane.Write(ctx, &w.batch)
+	}
+	return l.ahead.Finish(ctx, &w.batch)
+}
+
+// complete has every item of a write that ended with err get a final verdict, and
+// counts.
+func (l *laneRun) complete(ctx context.Context, w *writing, err error) error {
+	b := &w.batch
+	defer l.writing.Add(-int64(len(b.Items)))
 	retry := false
 	var done, bytes uint64
 	for i, v := range b.verdicts {
@@ -174,7 +253,7 @@ func (l *laneRun) write(ctx context.Context, b *Batch, size int64) error {
 		err = l.resend(ctx, b)
 	}
 	if int(done) == len(b.Items) {
-		bytes = uint64(size)
+		bytes = uint64(w.bytes)
 	} else {
 		done = 0
 		for i, v := range b.verdicts {

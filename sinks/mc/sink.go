@@ -106,11 +106,10 @@ func hostPort(s, port string) (string, error) {
 	return net.JoinHostPort(h, port), nil
 }
 
-// defaultLanes is the number of connections unless the user says otherwise: more
-// than there are processors, so that some write while others wait for the answer
-// to their last request, but no more than memcached has threads. On a machine of
-// two processors four took from 8 to 19 % more items than two.
-func defaultLanes() int { return max(2, min(4, 2*runtime.GOMAXPROCS(0))) }
+// defaultLanes is the number of connections unless the user says otherwise: as many
+// as there are processors, but no more than memcached has threads. Each has a second
+// write under way behind the first, so that more of them wait no less.
+func defaultLanes() int { return max(2, min(4, runtime.GOMAXPROCS(0))) }
 
 // Lanes connects once, so that a closed port or a refused login is an error
 // before anything is read, and returns want lanes (2 to 4 if want is 0).
@@ -260,18 +259,27 @@ func (s *Sink) lostAsking(op string, err error) error {
 	return err
 }
 
-// lane is one connection.
+// lane is one connection. It is a pump.AheadLane.
 type lane struct {
 	sink    *Sink
 	op      string
-	pipe    *pipe.Pipe // nil when not connected
+	pipe    *pipe.Pipe   // nil when not connected
+	under   []*pipe.Pipe // of the writes that are under way, the oldest first; nil: it could not connect
 	rulings *Rulings
 	gaveUp  net.Addr // our end of the connection before, if not all was answered there
 }
 
-// Write sends the batch behind one fence. Order per key is the batch's order
-// (invariant 5): one connection, one stream of requests.
+// Write sends the batch and waits until all of it is answered.
 func (l *lane) Write(ctx context.Context, b *pump.Batch) error {
+	if err := l.Begin(ctx, b); err != nil {
+		return err
+	}
+	return l.Finish(ctx, b)
+}
+
+// Begin sends the batch behind one fence. Order per key is the batch's order
+// (invariant 5): one connection, one stream of requests.
+func (l *lane) Begin(ctx context.Context, b *pump.Batch) error {
 	if l.pipe == nil {
 		p, err := l.sink.dial(ctx)
 		if err == nil && l.gaveUp != nil {
@@ -280,11 +288,13 @@ func (l *lane) Write(ctx context.Context, b *pump.Batch) error {
 			}
 		}
 		if err != nil {
+			l.under = append(l.under, nil)
 			return settleLost(b, err)
 		}
 		l.pipe, l.gaveUp = p, nil
 	}
 	p := l.pipe
+	l.under = append(l.under, p)
 	p.Begin(ctx, b.Len(), b.Len())
 	for i := range b.Items {
 		it := &b.Items[i]
@@ -308,6 +318,16 @@ func (l *lane) Write(ctx context.Context, b *pump.Batch) error {
 		p.Sent()
 	}
 	p.End()
+	return nil
+}
+
+// Finish waits for the answers to the batch that was begun first.
+func (l *lane) Finish(_ context.Context, b *pump.Batch) error {
+	p := l.under[0]
+	l.under = l.under[:copy(l.under, l.under[1:])]
+	if p == nil {
+		return nil // settled when it was begun
+	}
 	err := p.Wait()
 	var stop error
 	answers := p.Answers()
@@ -326,7 +346,9 @@ func (l *lane) Write(ctx context.Context, b *pump.Batch) error {
 		}
 	}
 	if err != nil {
-		l.pipe, l.gaveUp = nil, p.LocalAddr()
+		if l.pipe == p {
+			l.pipe, l.gaveUp = nil, p.LocalAddr()
+		}
 		_ = p.Close()
 		if stop != nil {
 			return stop

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -37,6 +38,9 @@ var ErrSilent = errors.New("no answer in time")
 // ErrClosed means that the peer closed the connection before the fence.
 var ErrClosed = errors.New("the connection was closed before everything was confirmed")
 
+// errOrder is an answer to a request behind the fence, before that of the fence.
+var errOrder = errors.New("the answers came in another order than the requests")
+
 // Answer is what the peer said about one request.
 type Answer struct {
 	Header mcbp.Header
@@ -46,6 +50,9 @@ type Answer struct {
 
 // Pipe is one connection in use by one goroutine. After an error from Wait it
 // is dead and must be closed.
+//
+// Two rounds may be under way: Begin may be called again once End was, before Wait.
+// Wait then waits for the older one. That is for peers that answer in order.
 type Pipe struct {
 	// Out gathers encoded requests: append to it, then call Sent.
 	Out []byte
@@ -58,23 +65,29 @@ type Pipe struct {
 	rd      *mcbp.Reader
 	timeout time.Duration
 
-	// The round. The reader goroutine owns answers and bodies between the send
-	// on start and the receive from done.
+	rounds        [2]round
+	begun, waited int         // rounds so far
+	flushed       atomic.Bool // nothing is being written
+	deadline      sync.Mutex  // keeps flushed and the deadline of reads together
+
+	start chan *round // has room for both rounds, as done has
+	done  chan error
+	gone  chan struct{}
+	dead  bool
+}
+
+// round is requests up to a fence. The reader goroutine owns answers, bodies and
+// where between the send on start and the receive from done.
+type round struct {
 	base    uint32
 	n       int
 	fence   int
 	answers []Answer
 	bodies  []byte
 	where   []byte // the vbucket map of the last NOT_MY_VBUCKET
-	flushed atomic.Bool
 	werr    error
 	ctx     context.Context
 	unguard func() bool
-
-	start chan struct{}
-	done  chan error
-	gone  chan struct{}
-	dead  bool
 }
 
 // New takes over a connection that is logged in and has nothing under way. rd
@@ -82,7 +95,7 @@ type Pipe struct {
 func New(conn net.Conn, rd *mcbp.Reader, timeout time.Duration) *Pipe {
 	p := &Pipe{
 		conn: conn, rd: rd, timeout: timeout,
-		start: make(chan struct{}), done: make(chan error, 1), gone: make(chan struct{}),
+		start: make(chan *round, 2), done: make(chan error, 2), gone: make(chan struct{}),
 	}
 	p.linger(0)
 	go p.reader()
@@ -107,22 +120,48 @@ func (p *Pipe) linger(seconds int) {
 // when the request with the index fence was answered; with fence == n that is a
 // NOOP which End appends.
 func (p *Pipe) Begin(ctx context.Context, n, fence int) {
+	before := p.sending()
+	p.begun++
+	r := p.sending()
 	// Opaques go on from round to round, so that a late second answer to an
 	// earlier request (2.5.1 gives some) is never taken for one of this round.
-	p.base += uint32(p.n) + 1
-	p.n, p.fence = n, fence
-	p.answers, p.bodies, p.Out, p.where = p.answers[:0], p.bodies[:0], p.Out[:0], p.where[:0]
-	p.werr, p.ctx = nil, ctx
-	p.flushed.Store(false)
+	r.base = before.base + uint32(before.n) + 1
+	r.n, r.fence, r.ctx = n, fence, ctx
+	r.answers, r.bodies, r.where = r.answers[:0], r.bodies[:0], r.where[:0]
+	r.werr, r.unguard = nil, nil
+	if p.begun-p.waited > 1 {
+		r.werr = before.werr
+	}
+	p.Out = p.Out[:0]
 	if !p.dead {
-		_ = p.conn.SetReadDeadline(time.Time{})
-		p.unguard = context.AfterFunc(ctx, func() { _ = p.conn.Close() })
-		p.start <- struct{}{}
+		p.flushing(true)
+		r.unguard = context.AfterFunc(ctx, func() { _ = p.conn.Close() })
+		p.start <- r
 	}
 }
 
-// Opaque returns the opaque of the request with index i in this round.
-func (p *Pipe) Opaque(i int) uint32 { return p.base + uint32(i) }
+// sending is the round that is being written, or was last.
+func (p *Pipe) sending() *round { return &p.rounds[p.begun%2] }
+
+// answered is the round that was waited for last.
+func (p *Pipe) answered() *round { return &p.rounds[p.waited%2] }
+
+// flushing says that writing begins or has ended. The peer need not say anything
+// while we write, and has the pipe's timeout after that.
+func (p *Pipe) flushing(begins bool) {
+	p.deadline.Lock()
+	defer p.deadline.Unlock()
+	p.flushed.Store(!begins)
+	var until time.Time
+	if !begins {
+		until = time.Now().Add(p.timeout)
+	}
+	_ = p.conn.SetReadDeadline(until)
+}
+
+// Opaque returns the opaque of the request with index i in the round that is being
+// written.
+func (p *Pipe) Opaque(i int) uint32 { return p.sending().base + uint32(i) }
 
 // Sent is called after each request that was appended to Out; it writes when
 // enough has gathered. Errors are kept for Wait.
@@ -135,11 +174,11 @@ func (p *Pipe) Sent() {
 // flush writes what has gathered, in chunks with a deadline each: a slow peer
 // is not a silent one.
 func (p *Pipe) flush() {
-	out := p.Out
-	for len(out) > 0 && p.werr == nil && !p.dead {
+	r, out := p.sending(), p.Out
+	for len(out) > 0 && r.werr == nil && !p.dead {
 		n := min(len(out), 2*Chunk)
 		_ = p.conn.SetWriteDeadline(time.Now().Add(p.timeout))
-		_, p.werr = p.conn.Write(out[:n])
+		_, r.werr = p.conn.Write(out[:n])
 		out = out[n:]
 	}
 	p.Out = p.Out[:0]
@@ -150,18 +189,18 @@ func (p *Pipe) flush() {
 
 // End writes the rest of the round and its fence.
 func (p *Pipe) End() {
-	if p.fence == p.n {
-		p.Out = mcbp.AppendNoop(p.Out, p.Opaque(p.n))
+	r := p.sending()
+	if r.fence == r.n {
+		p.Out = mcbp.AppendNoop(p.Out, p.Opaque(r.n))
 	}
 	p.flush()
 	if p.dead {
 		return
 	}
 	switch {
-	case p.werr == nil:
-		p.flushed.Store(true)
-		_ = p.conn.SetReadDeadline(time.Now().Add(p.timeout))
-	case errors.Is(p.werr, os.ErrDeadlineExceeded):
+	case r.werr == nil:
+		p.flushing(false)
+	case errors.Is(r.werr, os.ErrDeadlineExceeded):
 		_ = p.conn.Close()
 	default:
 		// The peer closed its side. What it said before is worth having: it may
@@ -170,25 +209,29 @@ func (p *Pipe) End() {
 	}
 }
 
-// Wait returns nil when the fence was answered: every request of the round that
-// Answers does not name has succeeded. After an error Answers still holds what
-// was answered before; everything else is unknown.
+// Wait waits for the oldest round and returns nil when its fence was answered: every
+// request of the round that Answers does not name has succeeded. After an error
+// Answers still holds what was answered before; everything else is unknown.
 func (p *Pipe) Wait() error {
+	p.waited++
+	r := p.answered()
+	if r.unguard != nil {
+		defer r.unguard()
+	}
 	if p.dead {
 		return ErrClosed
 	}
 	err := <-p.done
-	p.unguard()
-	if err == nil && p.werr == nil {
+	if err == nil && r.werr == nil {
 		return nil
 	}
 	p.dead = true
 	_ = p.conn.Close()
-	if p.ctx.Err() != nil {
-		return p.ctx.Err()
+	if r.ctx.Err() != nil {
+		return r.ctx.Err()
 	}
-	if p.werr != nil && !errors.Is(err, mcbp.ErrMagic) {
-		err = p.werr
+	if r.werr != nil && !errors.Is(err, mcbp.ErrMagic) {
+		err = r.werr
 	}
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
@@ -199,18 +242,18 @@ func (p *Pipe) Wait() error {
 	return fmt.Errorf("%w: %w", ErrClosed, err)
 }
 
-// Answers returns the answers of the round in the order in which they came,
-// without that of a NOOP fence. They are valid until the next Begin.
-func (p *Pipe) Answers() []Answer { return p.answers }
+// Answers returns the answers of the round that was waited for in the order in which
+// they came, without that of a NOOP fence. They are valid until the next Begin.
+func (p *Pipe) Answers() []Answer { return p.answered().answers }
 
 // Map returns the value of a NOT_MY_VBUCKET answer of the round, the map that the
 // peer has, or nothing. It is valid until the next Begin.
-func (p *Pipe) Map() []byte { return p.where }
+func (p *Pipe) Map() []byte { return p.answered().where }
 
 // Frame returns an answer as a frame, with its extras and, of a refusal, a short
 // value. Other values are not kept.
 func (p *Pipe) Frame(a *Answer) mcbp.Frame {
-	f := mcbp.Frame{Header: a.Header, Body: p.bodies[a.lo:a.hi]}
+	f := mcbp.Frame{Header: a.Header, Body: p.answered().bodies[a.lo:a.hi]}
 	f.BodyLen, f.KeyLen = uint32(a.hi-a.lo), 0
 	return f
 }
@@ -220,7 +263,7 @@ func (p *Pipe) LocalAddr() net.Addr { return p.conn.LocalAddr() }
 
 // Close closes the connection and waits for the reader to end.
 func (p *Pipe) Close() error {
-	if !p.dead {
+	if !p.dead && p.begun == p.waited {
 		p.linger(-1) // all was answered: it ends in the usual way
 	}
 	err := p.conn.Close()
@@ -234,8 +277,8 @@ func (p *Pipe) Close() error {
 
 func (p *Pipe) reader() {
 	defer close(p.gone)
-	for range p.start {
-		err := p.round()
+	for r := range p.start {
+		err := p.read(r)
 		p.done <- err
 		if err != nil {
 			return
@@ -243,22 +286,32 @@ func (p *Pipe) reader() {
 	}
 }
 
+// talked gives a peer that has said something its time again.
+func (p *Pipe) talked() {
+	p.deadline.Lock()
+	defer p.deadline.Unlock()
+	if p.flushed.Load() {
+		_ = p.conn.SetReadDeadline(time.Now().Add(p.timeout))
+	}
+}
+
 // keep keeps what a refusal says.
-func (p *Pipe) keep(f *mcbp.Frame) {
+func (r *round) keep(f *mcbp.Frame) {
 	v := f.Value()
 	switch {
 	case f.Status() == mcbp.StatusOK || len(v) == 0:
 	case f.Status() == mcbp.StatusNotMyVBucket:
 		if len(v) <= maxMap {
-			p.where = append(p.where[:0], v...)
+			r.where = append(r.where[:0], v...)
 		}
-	case len(v) <= maxText && len(p.bodies) <= maxTexts:
-		p.bodies = append(p.bodies, v...)
+	case len(v) <= maxText && len(r.bodies) <= maxTexts:
+		r.bodies = append(r.bodies, v...)
 	}
 }
 
-func (p *Pipe) round() error {
-	fence := p.Opaque(p.fence)
+// read reads the answers of a round.
+func (p *Pipe) read(r *round) error {
+	fence := r.base + uint32(r.fence)
 	for {
 		f, err := p.rd.Decode()
 		if err == mcbp.ErrNeedMore {
@@ -266,8 +319,7 @@ func (p *Pipe) round() error {
 				return err
 			}
 			if p.flushed.Load() {
-				// It talks: it is not silent.
-				_ = p.conn.SetReadDeadline(time.Now().Add(p.timeout))
+				p.talked()
 			}
 			continue
 		}
@@ -277,15 +329,19 @@ func (p *Pipe) round() error {
 		if f.Magic != mcbp.MagicResponse {
 			continue // what the peer wants of us (a TAP NOOP) is no answer
 		}
-		i := f.Opaque - p.base
-		if i < uint32(p.n) && p.Each != nil {
+		i := f.Opaque - r.base
+		switch {
+		case i < uint32(r.n) && p.Each != nil:
 			own := f // f itself stays off the heap
 			p.Each(int(i), &own)
-		} else if i < uint32(p.n) {
-			lo := len(p.bodies)
-			p.bodies = append(p.bodies, f.Extras()...)
-			p.keep(&f)
-			p.answers = append(p.answers, Answer{Header: f.Header, Index: int(i), lo: lo, hi: len(p.bodies)})
+		case i < uint32(r.n):
+			lo := len(r.bodies)
+			r.bodies = append(r.bodies, f.Extras()...)
+			r.keep(&f)
+			r.answers = append(r.answers, Answer{Header: f.Header, Index: int(i), lo: lo, hi: len(r.bodies)})
+		case i > uint32(r.n) && i < 1<<31:
+			// Of the round behind this one: a refusal must not get lost.
+			return errOrder
 		}
 		if f.Opaque == fence {
 			return nil

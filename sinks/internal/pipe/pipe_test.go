@@ -39,8 +39,8 @@ func answer(dst []byte, f *mcbp.Frame, s mcbp.Status, extras []byte) []byte {
 	return mcbp.AppendFrame(dst, mcbp.Header{Magic: mcbp.MagicResponse, Opcode: f.Opcode, Opaque: f.Opaque, VBucket: uint16(s)}, extras, nil, nil)
 }
 
-// round sends n SETQ requests with values of size bytes, and a fence.
-func round(p *Pipe, ctx context.Context, n, size int) error {
+// oneRound sends n SETQ requests with values of size bytes, and a fence.
+func oneRound(p *Pipe, ctx context.Context, n, size int) error {
 	p.Begin(ctx, n, n)
 	value := make([]byte, size)
 	for i := range n {
@@ -75,7 +75,7 @@ func TestReadsWhileWriting(t *testing.T) {
 		_, _ = c.Write(answer(nil, f, mcbp.StatusTooBig, []byte("extra")))
 	}))
 	for range 3 {
-		if err := round(p, t.Context(), 2000, 1000); err != nil {
+		if err := oneRound(p, t.Context(), 2000, 1000); err != nil {
 			t.Fatal(err)
 		}
 		if len(p.Answers()) != 2000 {
@@ -176,7 +176,7 @@ func TestLateAnswers(t *testing.T) {
 		}
 	})
 	for want := 1; want >= 0; want-- {
-		if err := round(p, t.Context(), 1, 1); err != nil {
+		if err := oneRound(p, t.Context(), 1, 1); err != nil {
 			t.Fatal(err)
 		}
 		if len(p.Answers()) != want {
@@ -198,12 +198,12 @@ func TestSilence(t *testing.T) {
 				}
 			}
 		})
-		err := round(p, t.Context(), 10, 10)
+		err := oneRound(p, t.Context(), 10, 10)
 		close(hold)
 		if !errors.Is(err, ErrSilent) {
 			t.Errorf("reads %v: %v", reads, err)
 		}
-		if err := round(p, t.Context(), 1, 1); !errors.Is(err, ErrClosed) {
+		if err := oneRound(p, t.Context(), 1, 1); !errors.Is(err, ErrClosed) {
 			t.Errorf("a dead pipe says %v", err)
 		}
 	}
@@ -234,7 +234,7 @@ func TestTalkingIsNotSilence(t *testing.T) {
 		}
 		_, _ = rd.Next()
 	})
-	if err := round(p, t.Context(), 20, 1); err != nil {
+	if err := oneRound(p, t.Context(), 20, 1); err != nil {
 		t.Error(err)
 	}
 }
@@ -255,7 +255,7 @@ func TestCut(t *testing.T) {
 				}
 				_, _ = c.Write(last)
 			})
-			err := round(p, t.Context(), 1000, 1000)
+			err := oneRound(p, t.Context(), 1000, 1000)
 			if !errors.Is(err, ErrClosed) {
 				t.Errorf("got %v", err)
 			}
@@ -272,7 +272,7 @@ func TestForeignPeer(t *testing.T) {
 		_, _ = c.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n"))
 		_, _ = rd.Next()
 	})
-	if err := round(p, t.Context(), 1, 1); !errors.Is(err, mcbp.ErrMagic) {
+	if err := oneRound(p, t.Context(), 1, 1); !errors.Is(err, mcbp.ErrMagic) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -288,7 +288,7 @@ func TestCancel(t *testing.T) {
 			}
 		}
 	})
-	if err := round(p, ctx, 10, 10); !errors.Is(err, context.Canceled) {
+	if err := oneRound(p, ctx, 10, 10); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }
@@ -352,7 +352,7 @@ func TestUnsentBytesAreDropped(t *testing.T) {
 		defer server.Close()
 		p := New(client, mcbp.NewReader(client), 50*time.Millisecond)
 		if !clean {
-			if err := round(p, t.Context(), 20, 1<<20); !errors.Is(err, ErrSilent) {
+			if err := oneRound(p, t.Context(), 20, 1<<20); !errors.Is(err, ErrSilent) {
 				t.Fatalf("%v from a peer that reads nothing", err)
 			}
 		}
@@ -360,6 +360,113 @@ func TestUnsentBytesAreDropped(t *testing.T) {
 		n, err := io.Copy(io.Discard, server)
 		if reset := errors.Is(err, syscall.ECONNRESET); reset == clean || n >= 20<<20 {
 			t.Errorf("nothing under way: %t; the peer read %d bytes, then %v", clean, n, err)
+		}
+	}
+}
+
+// TestTwoRoundsUnderWay: the answers of each round stay apart although the second was
+// sent before the first was answered, and a connection that is lost in the first is
+// lost to both.
+func TestTwoRoundsUnderWay(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		cut  int // requests after which the peer closes, 0 = never
+		ok   [2]bool
+	}{
+		{"both are answered", 0, [2]bool{true, true}},
+		{"it closes in the second", 7, [2]bool{true, false}},
+		{"it closes in the first", 2, [2]bool{false, false}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			const n = 5
+			both := make(chan struct{})
+			client, server := net.Pipe()
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				defer server.Close()
+				rd := mcbp.NewReader(server)
+				var frames []mcbp.Header
+				for range 2 * (n + 1) {
+					f, err := rd.Next()
+					if err != nil {
+						return
+					}
+					frames = append(frames, f.Header)
+				}
+				<-both
+				for i, h := range frames {
+					if c.cut > 0 && i == c.cut {
+						return
+					}
+					f := mcbp.Frame{Header: h}
+					s := mcbp.StatusTooBig
+					if f.Opcode == mcbp.OpNoop {
+						s = mcbp.StatusOK
+					} else if i%2 == 0 {
+						continue
+					}
+					if _, err := server.Write(answer(nil, &f, s, nil)); err != nil {
+						return
+					}
+				}
+			}()
+			p := New(client, mcbp.NewReader(client), 10*time.Second)
+			for range 2 {
+				p.Begin(t.Context(), n, n)
+				for i := range n {
+					p.Out = mcbp.AppendKeyed(p.Out, mcbp.OpDeleteQ, p.Opaque(i), 0, 0, []byte("k"))
+					p.Sent()
+				}
+				p.End()
+			}
+			close(both)
+			for round, want := range [2][]int{{1, 3}, {1, 3}} {
+				err := p.Wait()
+				if (err == nil) != c.ok[round] {
+					t.Fatalf("round %d: %v", round, err)
+				}
+				var got []int
+				for i := range p.Answers() {
+					got = append(got, p.Answers()[i].Index)
+				}
+				if err == nil && !slices.Equal(got, want) {
+					t.Errorf("round %d: answers %v, want %v", round, got, want)
+				}
+			}
+			_ = p.Close()
+			<-done
+		})
+	}
+}
+
+// TestAnswersOutOfOrder: an answer to a request of the second round that comes before
+// the fence of the first could be a refusal, and must not get lost.
+func TestAnswersOutOfOrder(t *testing.T) {
+	p := open(t, 10*time.Second, func(c net.Conn, rd *mcbp.Reader) {
+		var frames []mcbp.Header
+		for range 4 {
+			f, err := rd.Next()
+			if err != nil {
+				return
+			}
+			frames = append(frames, f.Header)
+		}
+		for _, i := range []int{2, 1, 3} {
+			f := mcbp.Frame{Header: frames[i]}
+			_, _ = c.Write(answer(nil, &f, mcbp.StatusTooBig, nil))
+		}
+		_, _ = rd.Next()
+	})
+	for range 2 {
+		p.Begin(t.Context(), 1, 1)
+		p.Out = mcbp.AppendKeyed(p.Out, mcbp.OpDeleteQ, p.Opaque(0), 0, 0, []byte("k"))
+		p.Sent()
+		p.End()
+	}
+	for range 2 {
+		if err := p.Wait(); err == nil {
+			t.Error("a refusal that came too early is taken for nothing")
 		}
 	}
 }

@@ -8,7 +8,7 @@ const (
 	// leastFlight is what is in flight at first: about what the cache of a processor
 	// holds, so that an item's bytes are still there when they are written, and those
 	// that the destination has not read yet as well.
-	leastFlight = 1 << 20
+	leastFlight = 2 << 20
 	worthMore   = 1.15 // so much faster it must be to keep twice the memory …
 	worthLess   = 0.95 // … and no slower than so with half of it
 	tunePause   = time.Second

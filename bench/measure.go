@@ -75,7 +75,7 @@ func benchMain(ctx context.Context, args []string, out, errOut io.Writer) error 
 	f.StringVar(&o.pairs, "pairs", "", "only pairs whose name holds this, such as \"TAP to\"")
 	f.DurationSliceVar(&o.delays, "delays", []time.Duration{0, time.Millisecond, 10 * time.Millisecond, 50 * time.Millisecond}, "round trips to add, the first to compare with; only one: do not")
 	f.BoolVar(&o.scaling, "scaling", true, "measure clusters of many nodes and vbuckets")
-	f.Float64Var(&o.scale, "scale", 1, "longer or shorter runs; 1 is about a second each")
+	f.Float64Var(&o.scale, "scale", 1, "longer or shorter runs; 1 is about three seconds each")
 	f.StringVar(&o.command, "cbtransfer", "bin/cbtransfer", "the command to measure")
 	f.StringVar(&o.out, "out", "", "folder to write performance.md, .json and .svg to; none: print only")
 	if err := f.Parse(args); err != nil {
@@ -226,8 +226,8 @@ func median(v []float64) float64 {
 }
 
 func (l *row) String() string {
-	return fmt.Sprintf("%-26s %5d B  limit %9.0f/s  pump %9.0f/s  ratio %.2f (%.2f-%.2f) goal %.2f  cpu/item: limit %4.0f+%4.0f  pump %4.0f user %4.0f sys +%4.0f ns  peak %.1f MiB",
-		l.Pair, l.Size, l.Limit, l.Pump, l.Ratio, l.Least, l.Most, l.Goal, l.LimitCPU, l.LimitServer, l.User, l.Sys, l.PumpServer, float64(l.Peak)/(1<<20))
+	return fmt.Sprintf("%-26s %5d B  limit %9.0f/s  pump %9.0f/s  ratio %.2f (%.2f-%.2f) by CPU %.2f goal %.2f  cpu/item: limit %4.0f+%4.0f  pump %4.0f user %4.0f sys +%4.0f ns  peak %.1f MiB",
+		l.Pair, l.Size, l.Limit, l.Pump, l.Ratio, l.Least, l.Most, l.byCPU(), l.Goal, l.LimitCPU, l.LimitServer, l.User, l.Sys, l.PumpServer, float64(l.Peak)/(1<<20))
 }
 
 func machine() string {

@@ -32,17 +32,20 @@ var pairs = []pair{
 	{"DCP to null", "dcp", "null", 0.70},
 }
 
-// itemsFor is how many items of a size make a run of about a second.
+// itemsFor is how many items of a size make a run of about three seconds: long enough
+// for the start of a process, its logins and the growing of its memory to be a small
+// part of it. Into null, which takes ten times as many a second, memory sets a limit:
+// what a source plays lies there.
 func itemsFor(p pair, size int, scale float64) int {
-	n := 1_200_000
+	n := 2_000_000
 	switch {
 	case size >= 4096:
-		n = 200_000
+		n = 600_000
 	case size >= 1024:
-		n = 500_000
+		n = 1_200_000
 	}
-	if p.sink == "null" {
-		n *= 3
+	if p.sink == "null" && size < 1024 {
+		n *= 4
 	}
 	return max(1000, int(float64(n)*scale))
 }

@@ -45,7 +45,7 @@ func (r *report) write(dir string) error {
 func (r *report) markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s; %s; load before: %s.\n\n", r.When.Format("2006-01-02 15:04 MST"), r.Machine, r.Load)
-	fmt.Fprintf(&b, "| pair | value | limit, items/s | pump, items/s | ratio (least–most) | goal | pump CPU, ns/item (user + sys) | limit CPU | servers' CPU beside pump / limit | pump's peak memory |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+	fmt.Fprintf(&b, "| pair | value | limit, items/s | pump, items/s | ratio (least–most) | by CPU time | goal | pump CPU, ns/item (user + sys) | limit CPU | servers' CPU beside pump / limit | pump's peak memory |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 	for _, l := range r.Rows {
 		b.WriteString(l.markdown(fmt.Sprintf("%.2f", l.Goal)))
 	}
@@ -79,9 +79,16 @@ func (r *report) markdown() string {
 }
 
 func (l *row) markdown(goal string) string {
-	return fmt.Sprintf("| %s | %d B | %s | %s | **%.2f** (%.2f–%.2f) | %s | %.0f + %.0f | %.0f | %.0f / %.0f | %.0f MiB |\n",
-		l.Pair, l.Size, thousands(l.Limit), thousands(l.Pump), l.Ratio, l.Least, l.Most, goal,
+	return fmt.Sprintf("| %s | %d B | %s | %s | **%.2f** (%.2f–%.2f) | %.2f | %s | %.0f + %.0f | %.0f | %.0f / %.0f | %.0f MiB |\n",
+		l.Pair, l.Size, thousands(l.Limit), thousands(l.Pump), l.Ratio, l.Least, l.Most, l.byCPU(), goal,
 		l.User, l.Sys, l.LimitCPU, l.PumpServer, l.LimitServer, float64(l.Peak)/(1<<20))
+}
+
+// byCPU is the ratio of the CPU time that limit and pump take for an item, servers
+// included. It does not depend on what else the machine does, and knows nothing of
+// processors that stand idle.
+func (l *row) byCPU() float64 {
+	return (l.LimitCPU + l.LimitServer) / (l.User + l.Sys + l.PumpServer)
 }
 
 // thousands writes a rate in thousands.

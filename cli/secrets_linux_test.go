@@ -246,16 +246,7 @@ func TestSecretsAreNotShownByTheProcess(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cmd := s.command("cbtransfer", c.env, append(c.args, "null:", "--json", "-vv", "--limit-items", "1", "--checkpoint", "ck-"+c.name)...)
-			var said bytes.Buffer
-			cmd.Stderr = &said
-			out, err := cmd.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			lines := bufio.NewScanner(out)
+			lines, said := begun(t, cmd)
 			for lines.Scan() {
 				clean(t, "stdout", lines.Bytes())
 				if !strings.Contains(lines.Text(), `"progress"`) {
@@ -290,14 +281,10 @@ func TestSecretsAreNotShownByTheProcess(t *testing.T) {
 	cleanFiles(t, s.out)
 }
 
-// A crash leaves no memory behind, however much the user's limit allows: the
-// passwords are in it.
-func TestNoCoreOfACrash(t *testing.T) {
-	s := newStage(t)
-	args := []string{"-c", `ulimit -S -c $(ulimit -H -c); exec "$0" "$@"`, filepath.Join(s.bin, "cbtransfer"),
-		s.src.URL(), "null:", "-u", "Administrator", "--password-file", s.key("src.pw"), "--json", "--limit-items", "1"}
-	cmd := exec.Command("/bin/sh", args...)
-	cmd.Dir, cmd.Env = s.out, append(append([]string{}, s.env...), "GOTRACEBACK=crash")
+// begun starts a command and returns its output, line by line, and what it says on
+// stderr until it has ended.
+func begun(t *testing.T, cmd *exec.Cmd) (*bufio.Scanner, *bytes.Buffer) {
+	t.Helper()
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	out, err := cmd.StdoutPipe()
@@ -307,7 +294,18 @@ func TestNoCoreOfACrash(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	lines := bufio.NewScanner(out)
+	return bufio.NewScanner(out), &said
+}
+
+// A crash leaves no memory behind, however much the user's limit allows: the
+// passwords are in it.
+func TestNoCoreOfACrash(t *testing.T) {
+	s := newStage(t)
+	args := []string{"-c", `ulimit -S -c $(ulimit -H -c); exec "$0" "$@"`, filepath.Join(s.bin, "cbtransfer"),
+		s.src.URL(), "null:", "-u", "Administrator", "--password-file", s.key("src.pw"), "--json", "--limit-items", "1"}
+	cmd := exec.Command("/bin/sh", args...)
+	cmd.Dir, cmd.Env = s.out, append(append([]string{}, s.env...), "GOTRACEBACK=crash")
+	lines, said := begun(t, cmd)
 	for lines.Scan() && !strings.Contains(lines.Text(), `"progress"`) {
 	}
 	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", cmd.Process.Pid))

@@ -477,8 +477,8 @@ func (e *engine) route(it *Item) (int, error) {
 	return int(maphash.Bytes(e.seed, it.Key) % uint64(len(e.lanes))), nil
 }
 
-// Spread returns the lane of a vbucket where vbuckets have fixed lanes: the sum of its digits to the base of the
-// number of lanes. Neighbours have different lanes, and so have vbuckets that are a
+// Spread returns the lane of a vbucket where vbuckets have fixed lanes: the sum of its
+// digits to the base of the number of lanes. Neighbours have different lanes, and so have vbuckets that are a
 // power of two apart. That matters since several streams begin at such vbuckets and
 // go on side by side: by the last digit alone all would keep to the same lane.
 func Spread(vb, lanes int) int {

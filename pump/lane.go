@@ -35,6 +35,7 @@ type laneRun struct {
 
 	// Only the lane's own goroutine uses these.
 	now, next *writing // now is under way first
+	quick     bool     // the last Write took less than quickWrite
 	again     Batch
 	origins   []int // index in the batch that is written of each item of again
 	// abandoned are the items of that batch that are not written: see circuit.
@@ -54,6 +55,14 @@ type writing struct {
 // under way, if one takes as many: fewer are not worth a fence of their own.
 const worthAhead = 128 << 10
 
+const (
+	// quickWrite is how long a Write may take for larger ones to be of no use. What
+	// takes longer may be a round trip.
+	quickWrite = 500 * time.Microsecond
+	// worthAlone is how many bytes are worth a Write of their own then.
+	worthAlone = 64 << 10
+)
+
 func newLaneRun(e *engine, lane Lane, maxItems int, maxBytes int64) *laneRun {
 	l := &laneRun{e: e, lane: lane, wake: make(chan struct{}, 1), maxItems: maxItems, maxBytes: maxBytes, now: &writing{}, next: &writing{}}
 	if ahead, ok := lane.(AheadLane); ok {
@@ -70,6 +79,9 @@ type share struct {
 	last  bool // with these the lane has had all its items of the parcel
 }
 
+// whole says that these are all items of the parcel, in its order.
+func (s *share) whole() bool { return len(s.which) == len(s.p.batch.Items) }
+
 // enqueue adds items of a parcel. Only their indices wait; the items themselves
 // are copied together just before they are written.
 func (l *laneRun) enqueue(p *parcel, which []int32, bytes int64) {
@@ -85,6 +97,8 @@ func (l *laneRun) enqueue(p *parcel, which []int32, bytes int64) {
 }
 
 // take takes the shares of the next write off the queue, if they have so many bytes.
+// Where larger writes are of no use, a parcel that the lane gets as a whole goes alone,
+// so that nothing has to be copied.
 func (l *laneRun) take(w *writing, least int64) (any, closed bool) {
 	w.shares, w.bytes = w.shares[:0], 0
 	items := 0
@@ -95,6 +109,10 @@ func (l *laneRun) take(w *writing, least int64) (any, closed bool) {
 	}
 	for l.head < len(l.queue) && items < l.maxItems && (items == 0 || w.bytes < l.maxBytes) {
 		s := &l.queue[l.head]
+		alone := l.quick && s.whole() && s.bytes >= worthAlone
+		if alone && items > 0 {
+			break
+		}
 		if room := l.maxItems - items; room < len(s.which) {
 			part := share{p: s.p, which: s.which[:room]}
 			for _, i := range part.which {
@@ -109,6 +127,9 @@ func (l *laneRun) take(w *writing, least int64) (any, closed bool) {
 		items, w.bytes = items+len(s.which), w.bytes+s.bytes
 		*s = share{}
 		l.head++
+		if alone {
+			break
+		}
 	}
 	l.queued -= items
 	l.bytes -= w.bytes
@@ -185,13 +206,17 @@ func (l *laneRun) run(ctx context.Context) error {
 // collect puts the items of the shares together. A parcel that is written as a whole
 // and alone lends its own.
 func (w *writing) collect() {
-	if one := &w.shares[0]; len(w.shares) == 1 && len(one.which) == len(one.p.batch.Items) {
+	if one := &w.shares[0]; len(w.shares) == 1 && one.whole() {
 		w.batch.Items = one.p.batch.Items
 		return
 	}
 	items := w.items[:0]
 	for i := range w.shares {
 		s := &w.shares[i]
+		if s.whole() {
+			items = append(items, s.p.batch.Items...)
+			continue
+		}
 		for _, j := range s.which {
 			items = append(items, s.p.batch.Items[j])
 		}
@@ -222,10 +247,13 @@ func (l *laneRun) begin(ctx context.Context, w *writing) error {
 }
 
 func (l *laneRun) finish(ctx context.Context, w *writing) error {
-	if l.ahead == nil {
-		return l.lane.Write(ctx, &w.batch)
+	if l.ahead != nil {
+		return l.ahead.Finish(ctx, &w.batch)
 	}
-	return l.ahead.Finish(ctx, &w.batch)
+	began := time.Now()
+	err := l.lane.Write(ctx, &w.batch)
+	l.quick = time.Since(began) < quickWrite
+	return err
 }
 
 // complete has every item of a write that ended with err get a final verdict, and

@@ -11,6 +11,8 @@ const (
 	leastFlight = 2 << 20
 	worthMore   = 1.15 // so much faster it must be to keep twice the memory …
 	worthLess   = 0.95 // … and no slower than so with half of it
+	steady      = 1.15 // as much may two rates in a row differ for a try to begin …
+	unsteady    = 5    // … unless so many of them were waited for in vain
 	tunePause   = time.Second
 	tuneRest    = 30 * time.Second
 )
@@ -21,7 +23,8 @@ const (
 // memory, and half as much after that, and keeps what pays. A try that does not pay
 // is taken back, and the next one comes twice as late, so that it does not swing.
 // Until one did not pay it tries four times as much: a far destination is to have
-// what it needs within a second.
+// what it needs within two seconds. It waits until the rate is steady, for a run that is
+// only beginning becomes faster by itself.
 type tuner struct {
 	least, most int64 // bytes
 
@@ -29,6 +32,8 @@ type tuner struct {
 	tried  int64   // the limit before the try that is under way, 0 = none
 	ticks  int     // since the try began
 	before float64 // items a second before it
+	last   float64 // items a second at the tick before
+	wild   int     // ticks for which a try was put off since rates differed
 	down   bool    // the next try is half as much
 	known  bool    // a try did not pay
 	next   time.Duration
@@ -43,6 +48,8 @@ func newTuner(least, most int64) *tuner {
 // tick is told the time since the run began, the rate since the last tick and
 // whether readers had to wait for memory. It returns the limit from now on.
 func (t *tuner) tick(now time.Duration, rate float64, waited bool) int64 {
+	last := t.last
+	t.last = rate
 	if t.tried != 0 {
 		// The first tick still shows what was in flight before.
 		if t.ticks++; t.ticks < 2 {
@@ -67,6 +74,11 @@ func (t *tuner) tick(now time.Duration, rate float64, waited bool) int64 {
 	if now < t.next || rate == 0 {
 		return t.limit
 	}
+	if max(rate, last) > steady*min(rate, last) && t.wild < unsteady {
+		t.wild++
+		return t.limit
+	}
+	t.wild = 0
 	to := min(2*t.limit, t.most)
 	if !t.known {
 		to = min(4*t.limit, t.most)
@@ -78,7 +90,7 @@ func (t *tuner) tick(now time.Duration, rate float64, waited bool) int64 {
 	case to == t.limit:
 		t.down = !t.down
 	case t.down || waited:
-		t.tried, t.ticks, t.before, t.limit = t.limit, 0, rate, to
+		t.tried, t.ticks, t.before, t.limit = t.limit, 0, max(rate, last), to
 	}
 	return t.limit
 }

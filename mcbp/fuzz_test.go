@@ -184,11 +184,26 @@ func FuzzTapMessage(f *testing.F) {
 	seed(f, func(p []byte) { f.Add(p) })
 	f.Fuzz(func(t *testing.T, b []byte) {
 		fr, ok := oneFrame(b)
-		if !ok {
-			return
+		var m, again, quick mcbp.TapMessage
+		var err error
+		if ok {
+			err = m.Parse(&fr)
 		}
-		var m, again mcbp.TapMessage
-		if err := m.Parse(&fr); err != nil {
+		r := mcbp.NewReader(bytes.NewReader(b))
+		r.Attach(make([]byte, len(b)+1))
+		_ = r.Fill() // of nothing it is the end
+		taken := r.NextTap(&quick)
+		if due := ok && err == nil && m.Opcode == mcbp.OpTapMutation && fr.Magic == mcbp.MagicRequest; taken != due {
+			t.Fatalf("a mutation in one pass: %v, by steps: %v", taken, due)
+		}
+		switch {
+		case taken && (!reflect.DeepEqual(quick, m) || r.Buffered() != len(b)-mcbp.HeaderLen-len(fr.Body)):
+			t.Fatalf("%+v in one pass, by steps %+v; %d bytes are left", quick, m, r.Buffered())
+		case !taken && r.Buffered() != len(b):
+			t.Fatal("what was not decoded was taken")
+		case !ok:
+			return
+		case err != nil:
 			if !named(err) {
 				t.Fatal(err)
 			}

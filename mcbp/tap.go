@@ -170,6 +170,45 @@ func (m *TapMessage) Parse(f *Frame) error {
 	return nil
 }
 
+// NextTap decodes the next packet in the buffer if it is a whole and well-formed
+// mutation of a TAP stream. Else it takes nothing, and DecodeTo and Parse say what it is.
+// It is the two in one pass for what most of a stream consists of.
+func (r *Reader) NextTap(m *TapMessage) bool {
+	const fixed = HeaderLen + tapMutationExtLen
+	b := r.buf[r.start:r.end]
+	if r.err != nil || len(b) < fixed || b[0] != MagicRequest || Opcode(b[1]) != OpTapMutation || b[4] != tapMutationExtLen {
+		return false
+	}
+	body := binary.BigEndian.Uint32(b[8:])
+	n := HeaderLen + int(body)
+	if body > MaxBody || len(b) < n {
+		return false
+	}
+	engine := int(binary.BigEndian.Uint16(b[HeaderLen:]))
+	keyAt := fixed + engine
+	valueAt := keyAt + int(binary.BigEndian.Uint16(b[2:]))
+	if valueAt > n {
+		return false
+	}
+	m.Opcode, m.Datatype, m.TTL = OpTapMutation, b[5], b[HeaderLen+4]
+	m.VBucket = binary.BigEndian.Uint16(b[6:])
+	m.Opaque = binary.BigEndian.Uint32(b[12:])
+	m.CAS = binary.BigEndian.Uint64(b[16:])
+	m.MsgFlags = binary.BigEndian.Uint16(b[HeaderLen+2:])
+	m.Flags = binary.BigEndian.Uint32(b[HeaderLen+8:])
+	if m.MsgFlags&TapMsgNetworkOrder == 0 {
+		m.Flags = bits.ReverseBytes32(m.Flags)
+	}
+	m.Expiry = binary.BigEndian.Uint32(b[HeaderLen+12:])
+	m.Rev = 0
+	if engine >= 8 {
+		m.Rev = binary.BigEndian.Uint64(b[fixed:])
+	}
+	m.Engine, m.Key, m.Value = b[fixed:keyAt:keyAt], b[keyAt:valueAt:valueAt], b[valueAt:n:n]
+	r.start += n
+	return true
+}
+
 // OpaqueCommand returns the command inside a TAP_OPAQUE message.
 func (m *TapMessage) OpaqueCommand() (uint32, bool) {
 	if m.Opcode != OpTapOpaque {

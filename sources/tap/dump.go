@@ -220,6 +220,13 @@ func (d *dump) answer() error {
 func (d *dump) decode(b *pump.Batch) (alive bool, err error) {
 	var f mcbp.Frame
 	for {
+		if d.r.NextTap(&d.msg) {
+			d.any, alive, d.noops = true, true, 0
+			if err := d.message(b); err != nil {
+				return alive, err
+			}
+			continue
+		}
 		err := d.r.DecodeTo(&f)
 		if err == mcbp.ErrNeedMore {
 			return alive, nil
@@ -242,7 +249,10 @@ func (d *dump) decode(b *pump.Batch) (alive bool, err error) {
 			}
 			continue
 		}
-		if err := d.message(&f, b); err != nil {
+		if err := d.msg.Parse(&f); err != nil {
+			return alive, d.protocol(err)
+		}
+		if err := d.message(b); err != nil {
 			return alive, err
 		}
 	}
@@ -284,12 +294,9 @@ func (d *dump) protocol(err error) error {
 		Hint: "The data port of a node is 11210; something between here and the node may also have altered the stream."}
 }
 
-// message handles one TAP message.
-func (d *dump) message(f *mcbp.Frame, b *pump.Batch) error {
+// message handles the TAP message in msg.
+func (d *dump) message(b *pump.Batch) error {
 	m := &d.msg
-	if err := m.Parse(f); err != nil {
-		return d.protocol(err)
-	}
 	if d.asked = m.WantsAck(); d.asked {
 		d.out = mcbp.AppendTapAck(d.out, m.Opcode, m.Opaque, mcbp.StatusOK)
 	}

@@ -69,11 +69,14 @@ func unpackedLen(it *Item) (n int, ok bool) {
 // cannot be read stays as it is, for the sink to reject. The values lie in one new
 // piece of memory that the batch owns.
 func (b *Batch) Unpack() {
-	total := 0
+	total, any := 0, false
 	for i := range b.Items {
 		if n, ok := unpackedLen(&b.Items[i]); ok {
-			total += n
+			total, any = total+n, true
 		}
+	}
+	if !any {
+		return
 	}
 	room := make([]byte, total)
 	b.beyond += total

@@ -14,26 +14,50 @@ import (
 // cbLane writes to whichever nodes have the vbuckets of its items.
 type cbLane struct {
 	sink  *CBSink
-	view  *view
 	nodes []*node // by index in view.addrs
 
 	// known caches where collections go; nil stands for the default collection.
 	known    map[*pump.Collection]target
 	knownGen uint64
 
-	// The write that is under way.
-	to     []int    // by item: index of its node, or settled
-	coll   []uint32 // by item: the id of its collection
-	follow []int    // items that conflict resolution refused
-	stale  bool     // the map proved wrong
-	lost   bool     // a collection was not known
-	newer  *cluster.Map
-	stop   error // what ends the run
+	*cbWrite            // the write that is being looked after
+	under    []*cbWrite // begun and not finished, the oldest first
+	spare    []*cbWrite
 
 	wire  pump.Item // the item that is being sent, as the node takes it
 	key   []byte    // of wire
 	plain []byte    // its unpacked value
 }
+
+// cbWrite is one write.
+type cbWrite struct {
+	batch  *pump.Batch
+	view   *view
+	to     []int    // by item: index of its node, or settled
+	coll   []uint32 // by item: the id of its collection
+	went   []went   // by index of the node
+	heard  bool     // everything was answered, or is lost
+	follow []int    // items that conflict resolution refused
+	stale  bool     // the map proved wrong
+	lost   bool     // a collection was not known
+	newer  *cluster.Map
+	stop   error // what ends the run
+}
+
+// went is what a node was sent of a write.
+type went struct {
+	some bool
+	pipe *pipe.Pipe // nil if it went over a link
+}
+
+// cbAhead is a cbLane whose writes may follow each other before they are confirmed.
+type cbAhead struct{ *cbLane }
+
+// Begin sends the batch.
+func (l cbAhead) Begin(ctx context.Context, b *pump.Batch) error { return l.begin(ctx, b) }
+
+// Finish waits for what was begun first.
+func (l cbAhead) Finish(ctx context.Context, _ *pump.Batch) error { return l.finish(ctx) }
 
 const settled = -1
 
@@ -81,23 +105,46 @@ func (n *node) close() error {
 // settles what they answer. Items of one vbucket keep their order on one
 // connection (invariant 5).
 func (l *cbLane) Write(ctx context.Context, b *pump.Batch) error {
-	if b.Len() == 0 {
-		return nil
-	}
-	l.follow, l.stale, l.lost, l.newer, l.stop = l.follow[:0], false, false, nil, nil
-	if err := l.place(ctx, b); err != nil {
+	if err := l.begin(ctx, b); err != nil {
 		return err
 	}
-	if err := l.ready(ctx, b); err != nil {
-		return err
+	return l.finish(ctx)
+}
+
+// begin sends the batch to the nodes.
+func (l *cbLane) begin(ctx context.Context, b *pump.Batch) error {
+	w := &cbWrite{}
+	if n := len(l.spare) - 1; n >= 0 {
+		w, l.spare = l.spare[n], l.spare[:n]
 	}
-	l.send(ctx, b)
-	for i, n := range l.nodes {
-		if n != nil && n.share > 0 {
-			l.settleShare(ctx, b, i, n)
+	*w = cbWrite{batch: b, to: w.to[:0], coll: w.coll[:0], went: w.went[:0], follow: w.follow[:0]}
+	l.cbWrite = w
+	if b.Len() > 0 {
+		if err := l.place(ctx, b); err != nil {
+			return err
 		}
+		if err := l.ready(ctx, b); err != nil {
+			return err
+		}
+		l.send(ctx, b)
 	}
+	l.under = append(l.under, w)
+	return nil
+}
+
+// finish settles the items of the oldest write.
+func (l *cbLane) finish(ctx context.Context) error {
+	w := l.under[0]
+	l.under = l.under[:copy(l.under, l.under[1:])]
+	l.spare = append(l.spare, w)
+	b := w.batch
+	l.hear(ctx, w)
 	if l.stop == nil && len(l.follow) > 0 && ctx.Err() == nil {
+		// The questions go over the same connections, in rounds of their own.
+		for _, later := range l.under {
+			l.hear(ctx, later)
+		}
+		l.cbWrite = w
 		l.resolve(ctx, b)
 	}
 	if err := ctx.Err(); err != nil {
@@ -123,6 +170,20 @@ func (l *cbLane) Write(ctx context.Context, b *pump.Batch) error {
 	return nil
 }
 
+// hear waits for the answers to a write and settles its items by them.
+func (l *cbLane) hear(ctx context.Context, w *cbWrite) {
+	l.cbWrite = w
+	if w.heard {
+		return
+	}
+	w.heard = true
+	for i := range w.went {
+		if w.went[i].some {
+			l.settleShare(ctx, w.batch, i, l.nodes[i])
+		}
+	}
+}
+
 // place finds the node of each item and rejects what cannot be sent.
 func (l *cbLane) place(ctx context.Context, b *pump.Batch) error {
 	v, err := l.sink.current(ctx)
@@ -133,7 +194,9 @@ func (l *cbLane) place(ctx context.Context, b *pump.Batch) error {
 	if gen := l.sink.collections.gen.Load(); gen != l.knownGen || l.known == nil {
 		l.known, l.knownGen = map[*pump.Collection]target{}, gen
 	}
-	l.to, l.coll = l.to[:0], l.coll[:0]
+	hash := rehash || l.sink.unsure(vbuckets)
+	var where target // of the item before, if found
+	found := false
 	for i := range b.Items {
 		it := &b.Items[i]
 		l.to, l.coll = append(l.to, settled), append(l.coll, 0)
@@ -145,19 +208,23 @@ func (l *cbLane) place(ctx context.Context, b *pump.Batch) error {
 			b.Settle(i, pump.Rejected, errHuge)
 			continue
 		}
-		where, ok := l.known[it.Collection]
-		if !ok {
-			if where, err = l.sink.collection(ctx, it.Collection); err != nil {
-				return l.lostAll(ctx, b, err)
+		if i == 0 || it.Collection != b.Items[i-1].Collection || !found {
+			if where, found = l.known[it.Collection]; !found {
+				if where, err = l.sink.collection(ctx, it.Collection); err != nil {
+					return l.lostAll(ctx, b, err)
+				}
+				l.known[it.Collection], found = where, true
 			}
-			l.known[it.Collection] = where
 		}
 		if where.named && len(it.Key) > MaxCollectionKey {
 			b.Settle(i, pump.Rejected, errCollectionKey)
 			continue
 		}
 		l.coll[i] = where.id
-		vb := cluster.VBucketOf(it.Key, vbuckets)
+		vb := it.VBucket
+		if hash || int(vb) >= vbuckets {
+			vb = cluster.VBucketOf(it.Key, vbuckets)
+		}
 		if it.VBucket == pump.NoVBucket || rehash {
 			it.VBucket = vb
 		}
@@ -180,6 +247,12 @@ func (l *cbLane) place(ctx context.Context, b *pump.Batch) error {
 	return nil
 }
 
+// unsure says that vbuckets of items are to be compared with those of their keys,
+// since Route has not done it or has found one that differs.
+func (s *CBSink) unsure(vbuckets int) bool {
+	return !s.routed.Load() || s.astray.Load() || vbuckets != len(s.laneOf)
+}
+
 // lostAll settles everything when the map cannot be had for the moment.
 func (l *cbLane) lostAll(ctx context.Context, b *pump.Batch, err error) error {
 	if ctx.Err() != nil {
@@ -189,9 +262,9 @@ func (l *cbLane) lostAll(ctx context.Context, b *pump.Batch, err error) error {
 		return err
 	}
 	b.SettleRest(pump.Retry, err)
-	l.to = l.to[:0]
+	l.to, l.coll = l.to[:0], l.coll[:0]
 	for range b.Items {
-		l.to = append(l.to, settled)
+		l.to, l.coll = append(l.to, settled), append(l.coll, 0)
 	}
 	return nil
 }
@@ -373,9 +446,14 @@ func (l *cbLane) send(ctx context.Context, b *pump.Batch) {
 		}
 	}
 	for _, n := range l.nodes {
-		if n != nil && n.share > 0 && n.link == nil {
-			n.pipe.End()
+		var to went
+		if n != nil && n.share > 0 {
+			to = went{some: true, pipe: n.pipe}
+			if n.link == nil {
+				n.pipe.End()
+			}
 		}
+		l.went = append(l.went, to)
 	}
 }
 
@@ -446,7 +524,14 @@ func (l *cbLane) settleShare(ctx context.Context, b *pump.Batch, at int, n *node
 			}
 		}
 	} else {
-		err = n.pipe.Wait()
+		p := l.went[at].pipe
+		err = p.Wait()
+		if p != n.pipe {
+			// It was lost with an earlier write, and what it said after that counts
+			// for nothing.
+			l.unknown(b, at, n)
+			return
+		}
 		l.settleAnswers(b, at, n)
 	}
 	if err != nil {
@@ -552,11 +637,26 @@ func (l *cbLane) lose(ctx context.Context, b *pump.Batch, at int, n *node, err e
 		return
 	}
 	n.lost = lost
+	l.unknown(b, at, n)
+}
+
+// unknown settles what a lost connection has not confirmed.
+func (l *cbLane) unknown(b *pump.Batch, at int, n *node) {
+	l.stale = true
 	for i, to := range l.to {
 		if to == at {
-			l.settle(b, i, pump.Retry, lost)
+			l.settle(b, i, pump.Retry, n.gone())
 		}
 	}
+}
+
+// gone is why items for the node are to be sent again.
+func (n *node) gone() error {
+	if n.lost != nil {
+		return n.lost
+	}
+	return &pump.Error{Class: pump.ClassUnreachable, Code: "destination-lost", Retry: true,
+		Op: fmt.Sprintf("write to %s node %s", role, n.addr), Err: pipe.ErrClosed}
 }
 
 // Close closes the lane's connections.

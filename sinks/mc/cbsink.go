@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -157,6 +158,8 @@ type CBSink struct {
 
 	view   atomic.Pointer[view]
 	laneOf []int // lane of each vbucket; fixed by Lanes
+	// Route has compared each item's vbucket with its key's, and found one that differs.
+	routed, astray atomic.Bool
 
 	collections collections
 
@@ -496,7 +499,7 @@ func (s *CBSink) op(what string) string {
 }
 
 // Lanes reads the map and returns want lanes; with want 0 as many for each node
-// as make at least 4. A lane's vbuckets are of one node as long as the map stays
+// as keep it busy. A lane's vbuckets are of one node as long as the map stays
 // as it is.
 func (s *CBSink) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
 	v, err := s.current(ctx)
@@ -504,8 +507,16 @@ func (s *CBSink) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
 		return nil, err
 	}
 	nodes := max(1, len(v.addrs))
+	_, answers := s.dialect.(*metaDialect)
+	ahead := answers && !s.cfg.Options.Durable
 	if want <= 0 {
-		const least = 4
+		// A lane that waits for each write to be confirmed leaves its connections idle
+		// meanwhile, so there are some more of them. Else two for a node, so that two of
+		// its threads work, are enough, where there are processors for them here.
+		least := 4
+		if ahead {
+			least = max(2, runtime.GOMAXPROCS(0)/2)
+		}
 		want = nodes * ((least + nodes - 1) / nodes)
 	}
 	want = min(want, max(1, len(v.owner)))
@@ -527,20 +538,30 @@ func (s *CBSink) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
 	s.remember(ctx, v)
 	lanes := make([]pump.Lane, want)
 	for i := range lanes {
-		lanes[i] = &cbLane{sink: s}
+		l := &cbLane{sink: s}
+		if lanes[i] = l; ahead {
+			lanes[i] = cbAhead{l}
+		}
 	}
 	return lanes, nil
 }
 
 // Route fills in the vbucket of an item that has none, or of every item with
-// option rehash, and returns its lane.
+// option rehash, and returns its lane. It sees an item while its key is still in the
+// cache, so the hash is compared here and not once more when it is written.
 func (s *CBSink) Route(it *pump.Item) int {
 	n := len(s.laneOf)
 	if n == 0 {
 		return 0
 	}
-	if it.VBucket == pump.NoVBucket || s.cfg.Options.Rehash {
-		it.VBucket = cluster.VBucketOf(it.Key, n)
+	switch vb := cluster.VBucketOf(it.Key, n); {
+	case it.VBucket == pump.NoVBucket || s.cfg.Options.Rehash:
+		it.VBucket = vb
+	case it.VBucket != vb:
+		s.astray.Store(true)
+	}
+	if !s.routed.Load() {
+		s.routed.Store(true)
 	}
 	return s.laneOf[int(it.VBucket)%n]
 }

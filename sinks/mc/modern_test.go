@@ -298,7 +298,7 @@ func TestMapInRefusal(t *testing.T) {
 		}
 		// A map that is wrong about everything, and connections that were made when it
 		// was right.
-		lane := l.(*cbLane)
+		lane := l.(cbAhead).cbLane
 		old := lane.sink.view.Load()
 		wrong := &view{bucket: old.bucket, addrs: old.addrs}
 		for _, o := range old.owner {

@@ -74,15 +74,24 @@ func (l *cbLane) resolve(ctx context.Context, b *pump.Batch) {
 		key        string
 	}
 	of := func(i int) document { return document{l.coll[i], string(b.Items[i].Key)} }
-	last := map[document]int{}
+	last, later := map[document]int{}, map[document]bool{}
 	for i := range b.Items {
 		if v := b.Verdict(i); v != pump.Rejected {
 			last[of(i)] = i
 		}
 	}
+	for _, w := range l.under {
+		for i := range w.batch.Items {
+			later[document{w.coll[i], string(w.batch.Items[i].Key)}] = true
+		}
+	}
 	var write []int
 	for _, i := range left {
-		if last[of(i)] == i {
+		switch {
+		case later[of(i)]:
+			// A later state was sent behind this write. Both are sent again, in order.
+			b.Settle(i, pump.Retry, errChanged)
+		case last[of(i)] == i:
 			write = append(write, i)
 		}
 	}
@@ -136,7 +145,7 @@ func (l *cbLane) round(ctx context.Context, b *pump.Batch, which []int, request 
 		at := l.view.owner[b.Items[i].VBucket]
 		n := l.nodes[at]
 		if n.lost != nil || n.pipe == nil {
-			b.Settle(i, pump.Retry, n.lost)
+			b.Settle(i, pump.Retry, n.gone())
 			continue
 		}
 		if n.share == 0 {

@@ -210,7 +210,14 @@ func (w *writing) collect() {
 		w.batch.Items = one.p.batch.Items
 		return
 	}
+	n := 0
+	for i := range w.shares {
+		n += len(w.shares[i].which)
+	}
 	items := w.items[:0]
+	if n > cap(items) {
+		items = make([]Item, 0, n+n/4) // growing by steps would copy them several times
+	}
 	for i := range w.shares {
 		s := &w.shares[i]
 		if s.whole() {

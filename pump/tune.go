@@ -5,10 +5,10 @@ import "time"
 // What the tuner goes by.
 const (
 	tuneTick = 200 * time.Millisecond
-	// leastFlight is what is in flight at first: about what the cache of a processor
-	// holds, so that an item's bytes are still there when they are written, and those
-	// that the destination has not read yet as well.
-	leastFlight = 2 << 20
+	// leastFlight is what is in flight at first: enough for each lane to have something
+	// while readers and lanes take turns on few processors, and not much more than their
+	// caches hold, so that an item's bytes are still there when they are written.
+	leastFlight = 4 << 20
 	worthMore   = 1.15 // so much faster it must be to keep twice the memory …
 	worthLess   = 0.95 // … and no slower than so with half of it
 	steady      = 1.15 // as much may two rates in a row differ for a try to begin …

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -499,7 +498,7 @@ func (s *CBSink) op(what string) string {
 }
 
 // Lanes reads the map and returns want lanes; with want 0 as many for each node
-// as keep it busy. A lane's vbuckets are of one node as long as the map stays
+// as make at least 4. A lane's vbuckets are of one node as long as the map stays
 // as it is.
 func (s *CBSink) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
 	v, err := s.current(ctx)
@@ -510,13 +509,7 @@ func (s *CBSink) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
 	_, answers := s.dialect.(*metaDialect)
 	ahead := answers && !s.cfg.Options.Durable
 	if want <= 0 {
-		// A lane that waits for each write to be confirmed leaves its connections idle
-		// meanwhile, so there are some more of them. Else two for a node, so that two of
-		// its threads work, are enough, where there are processors for them here.
-		least := 4
-		if ahead {
-			least = max(2, runtime.GOMAXPROCS(0)/2)
-		}
+		const least = 4
 		want = nodes * ((least + nodes - 1) / nodes)
 	}
 	want = min(want, max(1, len(v.owner)))

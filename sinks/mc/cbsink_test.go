@@ -518,7 +518,7 @@ func TestCBSinkLanes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want == 0 && (len(lanes) < 3 || len(lanes)%3 != 0) || want > 0 && len(lanes) != min(want, 64) {
+		if want == 0 && len(lanes) != 6 || want > 0 && len(lanes) != min(want, 64) {
 			t.Errorf("want %d: %d lanes", want, len(lanes))
 		}
 		v := s.view.Load()

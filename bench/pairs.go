@@ -137,9 +137,10 @@ func (s *stores) prepare(ctx context.Context, p pair, items, size int) (*stage, 
 // prepareEnds starts the servers of a pair, or finds its files.
 func (s *stores) prepareEnds(ctx context.Context, p pair, items, size int) (st *stage, err error) {
 	st = &stage{command: s.command, pair: p, items: items, size: size}
+	ends := st // what is returned with an error is nil
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, st.close())
+			err = errors.Join(err, ends.close())
 		}
 	}()
 	limit := []string{"--items", fmt.Sprint(items)}
@@ -173,7 +174,7 @@ func (s *stores) prepareEnds(ctx context.Context, p pair, items, size int) (st *
 	limit = append(limit, "--size", fmt.Sprint(st.size))
 	switch p.sink {
 	case "memcached":
-		megabytes := items*(size+120)>>20 + 128
+		megabytes := items*(size+120)/4*5>>20 + 128 // its classes of sizes are a quarter apart
 		if st.mc, err = realmc.Launch("-m", fmt.Sprint(megabytes)); err != nil {
 			return nil, err
 		}

@@ -272,42 +272,50 @@ func (c *Cluster) createBucket(bc BucketConfig) {
 		b.join(node)
 	}
 	for vb := range b.vbs {
-		m := b.vbs[vb]
-		if b.memcached() {
-			for _, nb := range b.nodes {
-				nb.setState(m, 0, mcbp.VBActive)
-			}
-			break
-		}
-		m.chain = make([]*nodeBucket, 1+bc.Replicas)
-		// Contiguous runs of vbuckets on each node, as the map generator makes them.
-		first := vb * len(b.nodes) / len(b.vbs)
-		for i := range m.chain {
-			if i >= len(b.nodes) {
-				break
-			}
-			// Replicas of one node's vbuckets are spread over all the others.
-			at := first
-			if i > 0 {
-				others := len(b.nodes) - 1
-				at = (first + 1 + (vb+i-1)%others) % len(b.nodes)
-			}
-			nb := b.nodes[at]
-			m.chain[i] = nb
-			state := mcbp.VBReplica
-			if i == 0 {
-				state = mcbp.VBActive
-			}
-			nb.setState(m, uint16(vb), state)
-			if i > 0 { // replicas share the history of the active copy
-				from := &m.chain[0].copies[vb]
-				nb.copies[vb].flog, nb.copies[vb].uuid, nb.copies[vb].ready = slices.Clone(from.flog), from.uuid, true
-			}
-		}
+		b.spread(vb)
 	}
 	c.buckets[bc.Name] = b
 	c.names = append(c.names, bc.Name)
 	c.touch()
+}
+
+// spread gives the copies of a new bucket's vbucket to its nodes. Connections may have
+// found the bucket already.
+func (b *Bucket) spread(vb int) {
+	m := b.vbs[vb]
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if b.memcached() {
+		for _, nb := range b.nodes {
+			nb.setState(m, 0, mcbp.VBActive)
+		}
+		return
+	}
+	m.chain = make([]*nodeBucket, 1+b.cfg.Replicas)
+	// Contiguous runs of vbuckets on each node, as the map generator makes them.
+	first := vb * len(b.nodes) / len(b.vbs)
+	for i := range m.chain {
+		if i >= len(b.nodes) {
+			break
+		}
+		// Replicas of one node's vbuckets are spread over all the others.
+		at := first
+		if i > 0 {
+			others := len(b.nodes) - 1
+			at = (first + 1 + (vb+i-1)%others) % len(b.nodes)
+		}
+		nb := b.nodes[at]
+		m.chain[i] = nb
+		state := mcbp.VBReplica
+		if i == 0 {
+			state = mcbp.VBActive
+		}
+		nb.setState(m, uint16(vb), state)
+		if i > 0 { // replicas share the history of the active copy
+			from := &m.chain[0].copies[vb]
+			nb.copies[vb].flog, nb.copies[vb].uuid, nb.copies[vb].ready = slices.Clone(from.flog), from.uuid, true
+		}
+	}
 }
 
 // join makes a node serve the bucket. The cluster's lock is held.

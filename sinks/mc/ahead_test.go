@@ -138,3 +138,28 @@ func TestLastStateStays(t *testing.T) {
 		}
 	})
 }
+
+// TestCollectionBehindRejected: an item that cannot be sent does not lend its collection
+// to the one behind it, nor that of the one before.
+func TestCollectionBehindRejected(t *testing.T) {
+	c := sinktest.Cluster(t, simcluster.Config{Version: "7.0.5", Nodes: 1})
+	bucket := c.Bucket("default")
+	if _, err := bucket.CreateScope("shop"); err != nil {
+		t.Fatal(err)
+	}
+	id, err := bucket.CreateCollection("shop", "items", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	empty, named := meta("", "no key", 1, 1), meta("a", "named", 1, 1)
+	empty.Collection = &pump.Collection{Scope: "shop", Name: "items"}
+	named.Collection = empty.Collection
+	l := sinktest.Lane(t, openCB(t, c, nil))
+	sinktest.Verdicts(t, sinktest.Write(t, l, meta("x", "default", 1, 1), empty, named), pump.Done, pump.Rejected, pump.Done)
+	if d, ok := bucket.GetIn(id, []byte("a")); !ok || string(d.Value) != "named" {
+		t.Errorf("the collection holds %q", d.Value)
+	}
+	if d, ok := bucket.Get([]byte("a")); ok {
+		t.Errorf("the default collection holds %q", d.Value)
+	}
+}

@@ -195,7 +195,8 @@ func (l *cbLane) place(ctx context.Context, b *pump.Batch) error {
 		l.known, l.knownGen = map[*pump.Collection]target{}, gen
 	}
 	hash := rehash || l.sink.unsure(vbuckets)
-	var where target // of the item before, if found
+	var where target // of collection in, once found
+	var in *pump.Collection
 	found := false
 	for i := range b.Items {
 		it := &b.Items[i]
@@ -208,12 +209,13 @@ func (l *cbLane) place(ctx context.Context, b *pump.Batch) error {
 			b.Settle(i, pump.Rejected, errHuge)
 			continue
 		}
-		if i == 0 || it.Collection != b.Items[i-1].Collection || !found {
-			if where, found = l.known[it.Collection]; !found {
-				if where, err = l.sink.collection(ctx, it.Collection); err != nil {
+		if !found || it.Collection != in {
+			in = it.Collection
+			if where, found = l.known[in]; !found {
+				if where, err = l.sink.collection(ctx, in); err != nil {
 					return l.lostAll(ctx, b, err)
 				}
-				l.known[it.Collection], found = where, true
+				l.known[in], found = where, true
 			}
 		}
 		if where.named && len(it.Key) > MaxCollectionKey {

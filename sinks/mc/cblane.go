@@ -645,9 +645,10 @@ func (l *cbLane) lose(ctx context.Context, b *pump.Batch, at int, n *node, err e
 // unknown settles what a lost connection has not confirmed.
 func (l *cbLane) unknown(b *pump.Batch, at int, n *node) {
 	l.stale = true
+	why := n.gone()
 	for i, to := range l.to {
 		if to == at {
-			l.settle(b, i, pump.Retry, n.gone())
+			l.settle(b, i, pump.Retry, why)
 		}
 	}
 }

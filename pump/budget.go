@@ -31,6 +31,9 @@ type parcel struct {
 	which  [][]int32 // by lane, the indices of its items
 	grown  bool      // it counts among budget.grown
 
+	vbuckets []uint16 // that have their lanes because of it: see homes
+	lane     int      // that they get, -1: not chosen yet
+
 	// ctx is that of the read that is under way: a batch grows within Read.
 	ctx context.Context
 }

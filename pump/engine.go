@@ -107,6 +107,7 @@ type engine struct {
 	streams  []*streamRun
 	router   Router
 	placer   Placer // nil: the sink is one place
+	homes    homes  // of vbuckets, where there are several lanes and no router
 	circuit  circuit
 	budget   *budget
 	arena    int // bytes of a batch's arena
@@ -284,6 +285,9 @@ func (e *engine) layOut(streams []Stream, lanes []Lane) {
 	for _, l := range lanes {
 		e.lanes = append(e.lanes, newLaneRun(e, l, s.LaneItems, laneBytes))
 	}
+	if e.router == nil && len(lanes) > 1 {
+		e.homes = newHomes(e.lanes)
+	}
 	for _, st := range streams {
 		e.streams = append(e.streams, &streamRun{e: e, stream: st, id: st.ID(), perLane: make([]laneShare, len(lanes))})
 	}
@@ -460,7 +464,7 @@ func Check(ctx context.Context, source Source, sink Sink) error {
 // route returns the lane of an item: by the sink's own router, else by vbucket,
 // else by key, so that a vbucket or key never has two writes in flight
 // (invariant 5).
-func (e *engine) route(it *Item) (int, error) {
+func (e *engine) route(p *parcel, it *Item) (int, error) {
 	if e.router != nil {
 		n := e.router.Route(it)
 		if n < 0 || n >= len(e.lanes) {
@@ -472,7 +476,7 @@ func (e *engine) route(it *Item) (int, error) {
 		return 0, nil
 	}
 	if it.VBucket != NoVBucket {
-		return Spread(int(it.VBucket), len(e.lanes)), nil
+		return e.homes.home(p, it.VBucket), nil
 	}
 	return int(maphash.Bytes(e.seed, it.Key) % uint64(len(e.lanes))), nil
 }
@@ -672,7 +676,7 @@ func (s *streamRun) route(p *parcel, from, n int) error {
 		vb := it.VBucket
 		if e.router != nil || vb == NoVBucket || vb != laneVB {
 			var err error
-			if lane, err = e.route(it); err != nil {
+			if lane, err = e.route(p, it); err != nil {
 				e.stopLanes(err)
 				return err
 			}
@@ -726,6 +730,7 @@ func (s *streamRun) enter(p *parcel) {
 		p.which[i] = p.which[i][:0]
 	}
 	atomic.StoreInt32(&p.open, 1)
+	p.lane = -1
 }
 
 // laneShare is what one lane gets of the items that are being routed: of its
@@ -743,6 +748,7 @@ func (s *streamRun) settle(p *parcel) {
 		return
 	}
 	seq := p.seq
+	s.e.homes.leave(p)
 	s.e.budget.give(p, s.e.arena, true, s.e.cfg.Scribble)
 	s.mu.Lock()
 	defer s.mu.Unlock()

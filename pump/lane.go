@@ -30,6 +30,7 @@ type laneRun struct {
 	bytes  int64 // of these
 	closed bool
 
+	load     atomic.Int64             // bytes that are queued or being written
 	writing  atomic.Int64             // items of the writes that are under way
 	retrying atomic.Pointer[retrying] // nil: nothing is sent again
 
@@ -85,6 +86,7 @@ func (s *share) whole() bool { return len(s.which) == len(s.p.batch.Items) }
 // enqueue adds items of a parcel. Only their indices wait; the items themselves
 // are copied together just before they are written.
 func (l *laneRun) enqueue(p *parcel, which []int32, bytes int64) {
+	l.load.Add(bytes)
 	l.mu.Lock()
 	if l.head == len(l.queue) {
 		l.queue, l.head = l.queue[:0], 0
@@ -268,6 +270,7 @@ func (l *laneRun) finish(ctx context.Context, w *writing) error {
 func (l *laneRun) complete(ctx context.Context, w *writing, err error) error {
 	b := &w.batch
 	defer l.writing.Add(-int64(len(b.Items)))
+	defer l.load.Add(-w.bytes)
 	retry := false
 	var done, bytes uint64
 	for i, v := range b.verdicts {
@@ -316,6 +319,7 @@ func (l *laneRun) tell(b *Batch) error {
 		case Skipped:
 			l.e.skipped.Add(1)
 		case Rejected:
+			l.e.homes.fix(b.Items[i].VBucket)
 			if l.e.cfg.OnRejected != nil {
 				if err := l.e.cfg.OnRejected(&b.Items[i], why); err != nil {
 					return err

@@ -50,7 +50,7 @@ func rawMain(ctx context.Context, args []string, in io.Reader, out io.Writer) er
 	}
 	w := &rawWriter{addr: *set}
 	if *set != "" || *meta {
-		w.encode(*items, *size, *meta)
+		w.encode(*items, *size, *meta, *meta || *tap != "" || *dcp != "")
 	}
 	answer := json.NewEncoder(out)
 	if err := answer.Encode(rawResult{}); err != nil {
@@ -118,34 +118,39 @@ type rawWriter struct {
 	out  [rawConns][]byte
 }
 
-func (w *rawWriter) encode(items, size int, meta bool) {
+// encode encodes the items, in the order in which sources of clusters give them if it is
+// to be by vbucket.
+func (w *rawWriter) encode(items, size int, meta, byVBucket bool) {
 	for i := range w.out {
 		w.out[i] = make([]byte, 0, items*(size+80)/rawConns*11/10+1024)
 	}
 	var key []byte
-	if !meta {
-		for i := range items {
-			key = appendKey(key[:0], i)
-			p := &w.out[i%rawConns]
+	put := func(p *[]byte, vb, i int) {
+		key = appendKey(key[:0], i)
+		if !meta {
 			*p = mcbp.AppendStore(*p, mcbp.OpSetQ, uint32(i), 0, 0, 0, 0, key, valueOf(i, size))
+			return
 		}
-	} else {
-		// In the order of vbuckets, as sources of clusters give them.
+		m := mcbp.WithMeta{
+			Opcode: mcbp.OpSetQWithMeta, VBucket: uint16(vb), Opaque: uint32(i),
+			Key: key, Value: valueOf(i, size), Meta: mcbp.Meta{Rev: 1, CAS: uint64(i) + 1},
+		}
+		*p = m.Append(*p)
+	}
+	if byVBucket {
 		var order [vbuckets][]int
 		for i := range items {
 			vb := cluster.VBucketOf(appendKey(key[:0], i), vbuckets)
 			order[vb] = append(order[vb], i)
 		}
 		for vb := range order {
-			p := &w.out[vb%rawConns]
 			for _, i := range order[vb] {
-				key = appendKey(key[:0], i)
-				m := mcbp.WithMeta{
-					Opcode: mcbp.OpSetQWithMeta, VBucket: uint16(vb), Opaque: uint32(i),
-					Key: key, Value: valueOf(i, size), Meta: mcbp.Meta{Rev: 1, CAS: uint64(i) + 1},
-				}
-				*p = m.Append(*p)
+				put(&w.out[vb%rawConns], vb, i)
 			}
+		}
+	} else {
+		for i := range items {
+			put(&w.out[i%rawConns], 0, i)
 		}
 	}
 	for i := range w.out {

@@ -8,7 +8,7 @@ import (
 // How much garbage there may be, in per cent of what is in use.
 const (
 	firstGarbage = 400 // before the first collection; the runtime begins with 4 MiB, so it comes at 16 MiB
-	usualGarbage = 50
+	usualGarbage = 25
 )
 
 // collectEarly has the garbage collected once there is half as much of it as there

@@ -667,3 +667,70 @@ func TestSpread(t *testing.T) {
 		}
 	}
 }
+
+// TestVBucketsChangeLanes: a vbucket may get another lane, but never while a lane has
+// items of it, nor after an item of it was rejected (invariant 5).
+func TestVBucketsChangeLanes(t *testing.T) {
+	const lanes, vbs = 3, 16
+	parts := make([][]pump.Item, 6)
+	for p := range parts {
+		for i := range 6000 {
+			vb := uint16(p*vbs + i/50%vbs)
+			parts[p] = append(parts[p], pump.Item{Key: fmt.Appendf(nil, "%d-%d", p, i), Value: make([]byte, 100), VBucket: vb})
+		}
+	}
+	var mu sync.Mutex
+	var under [lanes]map[uint16]int // items of a vbucket that a lane has
+	for i := range under {
+		under[i] = map[uint16]int{}
+	}
+	bound := map[uint16]int{}             // to the lane that rejected an item
+	used := map[uint16]map[int]struct{}{} // lanes of each vbucket
+	sink := &pumptest.MemSink{LaneCount: lanes}
+	sink.Before = func(_ context.Context, lane int, b *pump.Batch) error {
+		mu.Lock()
+		defer mu.Unlock()
+		for i := range b.Items {
+			vb := b.Items[i].VBucket
+			under[lane][vb]++
+			if used[vb] == nil {
+				used[vb] = map[int]struct{}{}
+			}
+			used[vb][lane] = struct{}{}
+			if at, ok := bound[vb]; ok && at != lane {
+				return fmt.Errorf("vbucket %d went on in lane %d after lane %d had rejected an item", vb, lane, at)
+			}
+			for other := range under {
+				if other != lane && under[other][vb] > 0 {
+					return fmt.Errorf("lanes %d and %d have items of vbucket %d", lane, other, vb)
+				}
+			}
+		}
+		return nil
+	}
+	sink.Verdict = func(lane int, it *pump.Item) (pump.Verdict, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		under[lane][it.VBucket]--
+		if it.VBucket%2 == 0 && bytes.HasSuffix(it.Key, []byte("7")) {
+			bound[it.VBucket] = lane
+			return pump.Rejected, errors.New("not this one")
+		}
+		return pump.Done, nil
+	}
+	set := quick()
+	set.BatchBytes, set.LaneItems = 16<<10, 64
+	report, err := pump.Run(t.Context(), pump.Config{Source: &pumptest.MemSource{Parts: parts, BatchSize: 50}, Sink: sink, Settings: set})
+	if pump.ClassOf(err) != pump.ClassPartial || report.Rejected == 0 {
+		t.Fatalf("%+v, %v", report.Snapshot, err)
+	}
+	moved := 0
+	for _, lanes := range used {
+		if len(lanes) > 1 {
+			moved++
+		}
+	}
+	if moved == 0 {
+		t.Error("no vbucket had a second lane")
+	}
+}

@@ -20,7 +20,7 @@ type homes struct {
 }
 
 const (
-	homeBatch = 1       // one batch
+	homeBatch = 1 // one batch
 	homeCount = 1<<15 - 1
 	homeFixed = 1 << 15 // the vbucket keeps its lane for the rest of the run
 	homeLane  = 16      // shift of the lane

@@ -6,7 +6,7 @@ import "time"
 type Settings struct {
 	Memory          Size          `opt:"memory" default:"24m" help:"most bytes of items in flight between source and sink; one larger item may go beyond it"`
 	BatchBytes      Size          `opt:"batch-bytes" default:"256k" help:"arena of one batch"`
-	LaneItems       int           `opt:"lane-items" default:"16384" help:"most items that a lane writes at once"`
+	LaneItems       int           `opt:"lane-items" default:"24576" help:"most items that a lane writes at once"`
 	LaneBytes       Size          `opt:"lane-bytes" default:"0" help:"most bytes that a lane writes at once; 0 shares half of memory between the lanes"`
 	RetryTime       time.Duration `opt:"retry-time" default:"60s" help:"how long items are sent again, and a source that cannot be reached is tried again, without getting further before the run fails"`
 	RetryMin        time.Duration `opt:"retry-min" default:"5ms" help:"first pause before items are sent again; it doubles each time"`

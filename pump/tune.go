@@ -15,6 +15,8 @@ const (
 	unsteady    = 5    // … unless so many of them were waited for in vain
 	tunePause   = time.Second
 	tuneRest    = 30 * time.Second
+	tuneKnown   = 10 * time.Second // for which less memory that was found slower is not tried
+	muchLess    = 0.8              // a rate at which half the memory is given up at the first tick
 )
 
 // tuner finds how many bytes must be in flight. As much as Settings.Memory allows
@@ -29,13 +31,15 @@ type tuner struct {
 	least, most int64 // bytes
 
 	limit  int64
-	tried  int64   // the limit before the try that is under way, 0 = none
-	ticks  int     // since the try began
-	before float64 // items a second before it
-	last   float64 // items a second at the tick before
-	wild   int     // ticks for which a try was put off since rates differed
-	down   bool    // the next try is half as much
-	known  bool    // a try did not pay
+	tried  int64         // the limit before the try that is under way, 0 = none
+	ticks  int           // since the try began
+	before float64       // items a second before it
+	last   float64       // items a second at the tick before
+	wild   int           // ticks for which a try was put off since rates differed
+	down   bool          // the next try is half as much
+	known  bool          // a try did not pay
+	slower int64         // a limit that was found slower …
+	until  time.Duration // … which holds until then
 	next   time.Duration
 	pause  time.Duration
 }
@@ -52,14 +56,19 @@ func (t *tuner) tick(now time.Duration, rate float64, waited bool) int64 {
 	t.last = rate
 	if t.tried != 0 {
 		// The first tick still shows what was in flight before.
-		if t.ticks++; t.ticks < 2 {
+		less := t.limit < t.tried
+		if t.ticks++; t.ticks < 2 && !(less && rate < muchLess*t.before) {
 			return t.limit
 		}
 		worth := worthMore
-		if t.limit < t.tried {
+		if less {
 			worth = worthLess
 		}
-		if rate >= worth*t.before {
+		pays := rate >= worth*t.before
+		if pays != less {
+			t.slower, t.until = min(t.limit, t.tried), now+tuneKnown
+		}
+		if pays {
 			t.pause = tunePause
 			t.next = now
 		} else {
@@ -83,8 +92,10 @@ func (t *tuner) tick(now time.Duration, rate float64, waited bool) int64 {
 	if !t.known {
 		to = min(4*t.limit, t.most)
 	}
-	if t.down {
-		to = max(t.limit/2, t.least)
+	if half := max(t.limit/2, t.least); t.down && half <= t.slower && now < t.until {
+		t.down = false
+	} else if t.down {
+		to = half
 	}
 	switch {
 	case to == t.limit:

@@ -84,3 +84,43 @@ func TestTunerStaysWithinMemory(t *testing.T) {
 		}
 	}
 }
+
+// TestTunerKnowsWhatWasSlower: in the seconds after more memory paid, a far destination is
+// not slowed down to see whether less would do.
+func TestTunerKnowsWhatWasSlower(t *testing.T) {
+	const most = 24 << 20
+	tn := newTuner(leastFlight, most)
+	rate := func() float64 { return float64(tn.limit) / 0.05 }
+	tick, slow := 0, 0
+	next := func() {
+		tn.tick(time.Duration(tick)*tuneTick, rate(), true)
+		tick++
+	}
+	for tn.limit < most {
+		if next(); tick > 50 {
+			t.Fatalf("%d bytes in flight after ten seconds", tn.limit)
+		}
+	}
+	next() // the try is over
+	next()
+	for range int(tuneKnown/tuneTick) - 10 {
+		if next(); tn.limit < most {
+			slow++
+		}
+	}
+	if slow > 0 {
+		t.Errorf("%d of the ticks after that had less in flight", slow)
+	}
+	for range 600 {
+		was := tn.limit
+		if next(); tn.limit < was {
+			slow++
+			if next(); tn.limit < was {
+				t.Fatalf("half of it was half as fast and is kept for longer than a tick")
+			}
+		}
+	}
+	if slow == 0 {
+		t.Error("it never looks whether less would do")
+	}
+}

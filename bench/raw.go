@@ -29,7 +29,7 @@ type rawResult struct {
 
 const (
 	rawConns   = 2         // that write
-	rawSources = 4         // connections to a source: as many as the pump's sources open
+	rawSources = 8         // connections to a source: as many as the pump's sources open
 	rawChunk   = 128 << 10 // of one write or read
 )
 

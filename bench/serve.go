@@ -240,7 +240,8 @@ func (p *player) recordDcp(size int) error {
 		if f.Opcode == mcbp.OpDcpNoop {
 			continue
 		}
-		r := &p.dcp[f.Opaque] // dialDcp numbers streams by vbucket
+		vb := uint16(f.Opaque - 1) // streams are numbered in the order of vbuckets, of which it has them all
+		r := &p.dcp[vb]
 		packet := append(f.Header.Append(nil), f.Body...)
 		if f.Opcode == mcbp.OpDcpMutation {
 			var m mcbp.DcpMessage
@@ -253,9 +254,9 @@ func (p *player) recordDcp(size int) error {
 		switch {
 		case f.Opcode == mcbp.OpDcpStreamReq:
 			if f.Status() != mcbp.StatusOK {
-				return fmt.Errorf("STREAM_REQ of vbucket %d: %s", f.Opaque, mcbp.StatusName(f.Status()))
+				return fmt.Errorf("STREAM_REQ of vbucket %d: %s", vb, mcbp.StatusName(f.Status()))
 			}
-			r.opaque, r.end, r.answer = f.Opaque, s.end[uint16(f.Opaque)], packet
+			r.opaque, r.end, r.answer = f.Opaque, s.end[vb], packet
 		default:
 			r.data = append(r.data, packet...)
 			if f.Opcode == mcbp.OpDcpStreamEnd {
@@ -304,8 +305,10 @@ func dialDcp(ctx context.Context, addr string, vbs ...uint16) (*dcpSession, erro
 
 func (s *dcpSession) request() error {
 	var out []byte
-	for _, vb := range s.vbs {
-		r := mcbp.StreamReq{VBucket: vb, Opaque: uint32(vb), End: s.end[vb], SnapEnd: 0}
+	for i, vb := range s.vbs {
+		// The pump numbers its streams so. A player that gets other numbers has to change
+		// every packet of the stream, which would count against whoever comes next.
+		r := mcbp.StreamReq{VBucket: vb, Opaque: uint32(i) + 1, End: s.end[vb], SnapEnd: 0}
 		out = r.Append(out)
 	}
 	_, err := s.conn.NetConn().Write(out)

@@ -171,6 +171,41 @@ func (e *SystemEvent) AppendValue(dst []byte) []byte {
 // IsDcp reports that an opcode belongs to a DCP stream.
 func IsDcp(op Opcode) bool { return op >= OpDcpOpen && op <= OpDcpOSOSnapshot }
 
+// NextDcp decodes the next packet in the buffer if it is a whole and well-formed mutation
+// of a DCP stream, and returns its length in bytes. Else it returns 0 and takes nothing,
+// and DecodeTo and Parse say what it is. It is the two in one pass for what most of
+// a stream consists of.
+func (r *Reader) NextDcp(m *DcpMessage) int {
+	const ext = 31
+	const fixed = HeaderLen + ext
+	b := r.buf[r.start:r.end]
+	if r.err != nil || len(b) < fixed || b[0] != MagicRequest || Opcode(b[1]) != OpDcpMutation || b[4] != ext {
+		return 0
+	}
+	body := binary.BigEndian.Uint32(b[8:])
+	n := HeaderLen + int(body)
+	if body > MaxBody || len(b) < n {
+		return 0
+	}
+	keyEnd := fixed + int(binary.BigEndian.Uint16(b[2:]))
+	valueEnd := n - int(binary.BigEndian.Uint16(b[HeaderLen+28:]))
+	if keyEnd > valueEnd {
+		return 0
+	}
+	m.Opcode, m.Datatype, m.Version, m.SnapEnd = OpDcpMutation, b[5], 0, 0
+	m.VBucket = binary.BigEndian.Uint16(b[6:])
+	m.Opaque = binary.BigEndian.Uint32(b[12:])
+	m.CAS = binary.BigEndian.Uint64(b[16:])
+	m.Seqno, m.Rev = binary.BigEndian.Uint64(b[HeaderLen:]), binary.BigEndian.Uint64(b[HeaderLen+8:])
+	m.Flags, m.Expiry = binary.BigEndian.Uint32(b[HeaderLen+16:]), binary.BigEndian.Uint32(b[HeaderLen+20:])
+	m.Key, m.Value, m.Meta = b[fixed:keyEnd:keyEnd], b[keyEnd:valueEnd:valueEnd], nil
+	if valueEnd < n {
+		m.Meta = b[valueEnd:n:n]
+	}
+	r.start += n
+	return n
+}
+
 // Parse decodes a message of a DCP stream by its opcode and the length of its
 // extras: servers of several versions send several forms. It allocates nothing.
 //

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -649,11 +650,26 @@ func FuzzDcpMessage(f *testing.F) {
 	seedDcp(f)
 	f.Fuzz(func(t *testing.T, p []byte) {
 		frame, ok := oneFrame(p)
-		if !ok {
-			return
-		}
 		var m mcbp.DcpMessage
-		if err := m.Parse(&frame); err != nil {
+		var err error
+		if ok {
+			err = m.Parse(&frame)
+		}
+		// What an earlier message left behind must not show.
+		quick := mcbp.DcpMessage{SnapEnd: 1, Version: 1, Meta: []byte{1}, Key: []byte{1}, Value: []byte{1}}
+		r := holding(p)
+		n := r.NextDcp(&quick)
+		if due := ok && err == nil && m.Opcode == mcbp.OpDcpMutation && frame.Magic == mcbp.MagicRequest; n > 0 != due {
+			t.Fatalf("a mutation in one pass: %d bytes, by steps: %v", n, due)
+		}
+		switch {
+		case n > 0 && (!reflect.DeepEqual(quick, m) || n != mcbp.HeaderLen+len(frame.Body) || r.Buffered() != len(p)-n):
+			t.Fatalf("%+v in one pass, by steps %+v; %d bytes are left", quick, m, r.Buffered())
+		case n == 0 && r.Buffered() != len(p):
+			t.Fatal("what was not decoded was taken")
+		case !ok:
+			return
+		case err != nil:
 			if !named(err) {
 				t.Fatal(err)
 			}

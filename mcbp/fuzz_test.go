@@ -54,6 +54,14 @@ func oneFrame(b []byte) (mcbp.Frame, bool) {
 	return f, err == nil
 }
 
+// holding returns a reader that has b in its buffer.
+func holding(b []byte) *mcbp.Reader {
+	r := mcbp.NewReader(bytes.NewReader(b))
+	r.Attach(make([]byte, len(b)+1))
+	_ = r.Fill() // of nothing it is the end
+	return r
+}
+
 var framing = []error{mcbp.ErrTruncated, mcbp.ErrMagic, mcbp.ErrLength, mcbp.ErrTooLarge, mcbp.ErrMalformed, mcbp.ErrNeedMore, io.EOF}
 
 func named(err error) bool {
@@ -189,9 +197,7 @@ func FuzzTapMessage(f *testing.F) {
 		if ok {
 			err = m.Parse(&fr)
 		}
-		r := mcbp.NewReader(bytes.NewReader(b))
-		r.Attach(make([]byte, len(b)+1))
-		_ = r.Fill() // of nothing it is the end
+		r := holding(b)
 		taken := r.NextTap(&quick)
 		if due := ok && err == nil && m.Opcode == mcbp.OpTapMutation && fr.Magic == mcbp.MagicRequest; taken != due {
 			t.Fatalf("a mutation in one pass: %v, by steps: %v", taken, due)

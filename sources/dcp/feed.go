@@ -250,6 +250,14 @@ func (d *feed) protocol(err error) error {
 func (d *feed) decode(b *pump.Batch) (alive bool, err error) {
 	var f mcbp.Frame
 	for {
+		if n := d.r.NextDcp(&d.msg); n > 0 {
+			alive = true
+			d.loose += uint32(n)
+			if err := d.part(b); err != nil {
+				return alive, err
+			}
+			continue
+		}
 		err := d.r.DecodeTo(&f)
 		if err == mcbp.ErrNeedMore {
 			return alive, nil
@@ -387,10 +395,15 @@ func (d *feed) message(f *mcbp.Frame, b *pump.Batch) error {
 			Err:  fmt.Errorf("vbucket %d was flushed while it was copied: all its items are gone at the source", f.VBucket),
 			Hint: "Items that had been read before the flush may have been written to the destination."}
 	}
-	m := &d.msg
-	if err := m.Parse(f); err != nil {
+	if err := d.msg.Parse(f); err != nil {
 		return d.protocol(err)
 	}
+	return d.part(b)
+}
+
+// part handles the message in msg by the part that it belongs to.
+func (d *feed) part(b *pump.Batch) error {
+	m := &d.msg
 	p := d.partOf(m.VBucket, m.Opaque)
 	if p == nil && int(m.VBucket) < len(d.parts) {
 		if q := d.parts[m.VBucket]; q != nil && q.closing && q.opaque == m.Opaque {

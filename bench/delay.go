@@ -104,7 +104,7 @@ func forward(to, from net.Conn, by time.Duration) {
 func measureDelays(ctx context.Context, o *benchOptions, s *stores, r *report, out io.Writer) (err error) {
 	const size, goal = 256, 0.70
 	p := pairs[0]
-	st, err := s.prepareEnds(ctx, p, 2*itemsFor(p, size, o.scale), size)
+	st, err := s.prepareEnds(ctx, p, 4*itemsFor(p, size, o.scale), size)
 	if err != nil {
 		return err
 	}

@@ -34,8 +34,8 @@ var pairs = []pair{
 
 // itemsFor is how many items of a size make a run of about three seconds: long enough
 // for the start of a process, its logins and the growing of its memory to be a small
-// part of it. Into null, which takes ten times as many a second, memory sets a limit:
-// what a source plays lies there.
+// part of it. Into null, which takes ten times as many a second, and
+// into a cluster, memory sets a limit: what a source plays lies there, and what is stored.
 func itemsFor(p pair, size int, scale float64) int {
 	n := 2_000_000
 	switch {
@@ -44,8 +44,12 @@ func itemsFor(p pair, size int, scale float64) int {
 	case size >= 1024:
 		n = 1_200_000
 	}
-	if p.sink == "null" && size < 1024 {
+	switch {
+	case size >= 1024:
+	case p.sink == "null":
 		n *= 4
+	case p.sink == "cluster":
+		n *= 2
 	}
 	return max(1000, int(float64(n)*scale))
 }

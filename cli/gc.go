@@ -11,7 +11,7 @@ const (
 	usualGarbage = 25
 )
 
-// collectEarly has the garbage collected once there is half as much of it as there
+// collectEarly has the garbage collected once there is a quarter as much of it as there
 // is in use, not as much again. A run makes next to none, so that costs nothing,
 // and what it makes while its batches grow does not double its memory. Only the
 // first megabytes are not worth it: collecting each time that they grew by half took

@@ -112,9 +112,9 @@ type (
 	}
 	// Router decides the lane (an index below the number of lanes) of an item.
 	// It may fill in the item's vbucket. It is called concurrently. Without a
-	// router the engine routes by vbucket, which keeps its lane while anything of it
-	// is under way, and by key where there is none. A router must always give
-	// the same key the same lane (invariant 5).
+	// router the engine routes by vbucket, and by key where there is none. A vbucket
+	// may get another lane when all of it that was sent is Done or Skipped (not at a
+	// Committer). A router must always give the same key the same lane (invariant 5).
 	Router interface {
 		Route(it *Item) int
 	}

@@ -286,7 +286,11 @@ func (e *engine) layOut(streams []Stream, lanes []Lane) {
 		e.lanes = append(e.lanes, newLaneRun(e, l, s.LaneItems, laneBytes))
 	}
 	if e.router == nil && len(lanes) > 1 {
-		e.homes = newHomes(e.lanes)
+		few := fewVBuckets
+		if _, whole := As[Committer](e.cfg.Sink); whole {
+			few = 0
+		}
+		e.homes = newHomes(e.lanes, few)
 	}
 	for _, st := range streams {
 		e.streams = append(e.streams, &streamRun{e: e, stream: st, id: st.ID(), perLane: make([]laneShare, len(lanes))})

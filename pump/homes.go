@@ -13,9 +13,12 @@ import (
 // flight all in its queue, while others have nothing to write.
 //
 // Batches with items of many vbuckets have each lane busy by themselves. Their vbuckets
-// have fixed lanes, so that nothing needs to be counted for each item.
+// have fixed lanes, so that nothing needs to be counted for each item. So have all
+// vbuckets at a Committer: what it confirms it need not have put in its place yet, and a
+// lane of it may keep that back.
 type homes struct {
 	lanes []*laneRun
+	few   int             // as many vbuckets of a batch may get the lane that has least to do
 	at    []atomic.Uint32 // by vbucket: lane, fixed, batches that are under way
 }
 
@@ -24,13 +27,13 @@ const (
 	homeCount = 1<<15 - 1
 	homeFixed = 1 << 15 // the vbucket keeps its lane for the rest of the run
 	homeLane  = 16      // shift of the lane
-
-	// fewVBuckets is how many vbuckets of a batch may get the lane that has least to do.
-	fewVBuckets = 16
 )
 
-func newHomes(lanes []*laneRun) homes {
-	return homes{lanes: lanes, at: make([]atomic.Uint32, int(NoVBucket)+1)}
+// fewVBuckets is homes.few where lanes may change.
+const fewVBuckets = 16
+
+func newHomes(lanes []*laneRun, few int) homes {
+	return homes{lanes: lanes, few: few, at: make([]atomic.Uint32, int(NoVBucket)+1)}
 }
 
 // home returns the lane of a vbucket, which p has items of from now on, until leave.
@@ -43,7 +46,7 @@ func (h *homes) home(p *parcel, vb uint16) int {
 		}
 		is := was + homeBatch
 		switch {
-		case len(p.vbuckets) >= fewVBuckets || was&homeCount == homeCount:
+		case len(p.vbuckets) >= h.few || was&homeCount == homeCount:
 			if is = was | homeFixed; was&homeCount == 0 {
 				is = uint32(Spread(int(vb), len(h.lanes)))<<homeLane | homeFixed
 			}

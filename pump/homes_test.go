@@ -17,7 +17,7 @@ func TestHomes(t *testing.T) {
 		for i := range lanes {
 			lanes[i] = &laneRun{}
 		}
-		h := newHomes(lanes)
+		h := newHomes(lanes, fewVBuckets)
 		const vbs = 40
 		var open, idle []*parcel
 		at := map[*parcel]map[uint16]int{} // where each open batch has its items

@@ -13,7 +13,8 @@ import (
 // that it is over, but has done with what it received.
 const (
 	afterLook = 5 * time.Millisecond // between two looks
-	idleFor   = 2                    // seconds
+	idleFor   = 2                    // seconds without a command there, by the server's count …
+	watched   = 2 * time.Second      // … for so long: one that stood still counts that time too
 )
 
 // awaitEnd waits until the server has done with a connection that was given up. What
@@ -32,15 +33,25 @@ func (s *Sink) awaitEnd(ctx context.Context, old, next net.Addr) error {
 	defer conn.Close()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	rd := bufio.NewReader(conn)
+	var since time.Time // when it was first seen to be idle, zero if it is not
 	for {
 		if err := conn.SetDeadline(time.Now().Add(s.cfg.Timeout)); err != nil {
 			return s.lost(op, err)
 		}
-		there, err := busy(conn, rd, old.String(), next.String())
+		there, idle, err := look(conn, rd, old.String(), next.String())
+		now := time.Now()
+		switch {
+		case !idle:
+			since = time.Time{}
+		case since.IsZero():
+			since = now
+		}
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
 		case err != nil || !there: // a server without the text protocol hangs up, or says nothing
+			return nil
+		case idle && now.Sub(since) >= watched:
 			return nil
 		}
 		select {
@@ -51,21 +62,22 @@ func (s *Sink) awaitEnd(ctx context.Context, old, next net.Addr) error {
 	}
 }
 
-// busy asks for the server's connections and reports whether the one from addr is
-// among them and had a command lately, and the one from known is there, too.
-func busy(conn net.Conn, rd *bufio.Reader, addr, known string) (bool, error) {
+// look asks for the server's connections and reports whether the one from addr is
+// among them, and the one from known is there, too; and whether the former had no command
+// lately.
+func look(conn net.Conn, rd *bufio.Reader, addr, known string) (there, idle bool, err error) {
 	// Only the text protocol has the list. What follows the question makes it as long
 	// as a header, for a server of the binary protocol alone to refuse.
 	if _, err := conn.Write([]byte("stats conns\r\nversion\r\nversion\r\n")); err != nil {
-		return false, err
+		return false, false, err
 	}
 	// STAT 27:addr tcp:127.0.0.1:50312
 	// STAT 27:secs_since_last_cmd 0
-	id, there, sees := "", false, false
+	id, sees := "", false
 	for versions := 0; versions < 2; {
 		line, err := rd.ReadSlice('\n')
 		if err != nil {
-			return false, err
+			return false, false, err
 		}
 		word := strings.Fields(string(line))
 		if len(word) > 0 && word[0] == "VERSION" {
@@ -82,9 +94,9 @@ func busy(conn net.Conn, rd *bufio.Reader, addr, known string) (bool, error) {
 		case name == "addr" && from == known:
 			sees = true
 		case name == "secs_since_last_cmd" && of == id:
-			idle, err := strconv.Atoi(word[2])
-			there = err != nil || idle < idleFor
+			seconds, err := strconv.Atoi(word[2])
+			idle = err == nil && seconds >= idleFor
 		}
 	}
-	return there && sees, nil
+	return there && sees, idle, nil
 }

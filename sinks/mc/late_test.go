@@ -1,6 +1,9 @@
 package mc
 
 import (
+	"bufio"
+	"fmt"
+	"io"
 	"net"
 	"testing"
 	"time"
@@ -49,6 +52,66 @@ func TestLateBytesComeFirst(t *testing.T) {
 				t.Fatalf("%v is there at last, %v", r, err)
 			}
 		}
+	}
+}
+
+// TestServerThatStoodStill: a server that goes on after it stood still counts that time
+// as idle, although it has not yet read what a connection brought before. Only one that
+// is seen to be idle for some time, while the server answers, is over.
+func TestServerThatStoodStill(t *testing.T) {
+	const gone = -1
+	for name, c := range map[string]struct {
+		idle []int // seconds without a command on the old connection, look by look
+		last bool  // it must not return before the last of these
+	}{
+		"it reads what had come":       {[]int{31, 31, 0, 0, gone}, true},
+		"it reads, and is idle again":  {[]int{5, 0, 2, 0, 3, gone}, true},
+		"it never learns of the close": {[]int{31}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			ln, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ln.Close()
+			old := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 1}
+			next := &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 2}
+			looks := make(chan int, 1)
+			go func() {
+				n := 0
+				defer func() { looks <- n }()
+				conn, err := ln.Accept()
+				if err != nil {
+					return
+				}
+				defer conn.Close()
+				for rd := bufio.NewReader(conn); ; n++ {
+					for range 3 {
+						if _, err := rd.ReadString('\n'); err != nil {
+							return
+						}
+					}
+					out := fmt.Sprintf("STAT 8:addr tcp:%s\r\nSTAT 8:secs_since_last_cmd 0\r\n", next)
+					if idle := c.idle[min(n, len(c.idle)-1)]; idle != gone {
+						out += fmt.Sprintf("STAT 7:addr tcp:%s\r\nSTAT 7:secs_since_last_cmd %d\r\n", old, idle)
+					}
+					if _, err := io.WriteString(conn, out+"END\r\nVERSION 1\r\nVERSION 1\r\n"); err != nil {
+						return
+					}
+				}
+			}()
+			sink, err := New(Config{Addr: ln.Addr().String()})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := sink.awaitEnd(t.Context(), old, next); err != nil {
+				t.Fatal(err)
+			}
+			if n := <-looks; c.last && n != len(c.idle) || n < 2 {
+				t.Errorf("it went on after %d looks", n)
+			}
+		})
 	}
 }
 

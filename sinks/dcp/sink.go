@@ -150,14 +150,14 @@ func (d *dialect) FindOwners(ctx context.Context, s *mc.CBSink, b *cluster.Bucke
 	return s.FindHolders(ctx, b, missing)
 }
 
-func (d *dialect) Refuse(it *pump.Item, t mc.Traits) *pump.Error {
+func (d *dialect) Refuse(it *pump.Item, t *mc.Traits) *pump.Error {
 	if !t.Modern && it.Op != pump.Mutation {
 		return nil // its value is not sent
 	}
 	return t.RefuseDatatype(it)
 }
 
-func (d *dialect) Request(*pump.Item, mc.Traits) mc.Request             { return mc.ReqDcp }
+func (d *dialect) Request(*pump.Item, *mc.Traits) mc.Request             { return mc.ReqDcp }
 func (d *dialect) Append(dst []byte, _ *pump.Item, _ mc.Sending) []byte { return dst }
 func (d *dialect) Fenced() bool                                         { return false }
 

@@ -330,7 +330,7 @@ func (l *cbLane) ready(ctx context.Context, b *pump.Batch) error {
 				Err:  fmt.Errorf("the node does not know collections, and the items of %s need them", b.Items[i].Collection),
 				Hint: "finish the upgrade of all nodes to 7.0 or later first"}
 		}
-		if why := l.sink.dialect.Refuse(&b.Items[i], n.traits); why != nil {
+		if why := l.sink.dialect.Refuse(&b.Items[i], &n.traits); why != nil {
 			verdict := pump.Rejected
 			if why == errAddDeletes {
 				verdict = pump.Skipped
@@ -443,7 +443,7 @@ func (l *cbLane) send(ctx context.Context, b *pump.Batch) {
 		case n.link != nil:
 			n.link.Append(i, it)
 		default:
-			n.pipe.Out = d.Append(n.pipe.Out, it, Sending{Opaque: n.pipe.Opaque(i), Last: i == n.last, Traits: n.traits})
+			n.pipe.Out = d.Append(n.pipe.Out, it, Sending{Opaque: n.pipe.Opaque(i), Last: i == n.last, Traits: &n.traits})
 			n.pipe.Sent()
 		}
 	}
@@ -490,6 +490,9 @@ func (l *cbLane) beginLink(ctx context.Context, b *pump.Batch, at int, n *node) 
 
 // prepare makes of an item what the node takes. It is good until the next call.
 func (l *cbLane) prepare(n *node, it *pump.Item, coll uint32) (*pump.Item, *pump.Error) {
+	if it.Op == pump.Mutation && it.Datatype == 0 && !n.traits.JSON && !n.traits.Collections {
+		return it, nil // it is as nodes up to 4.x take it
+	}
 	l.wire = *it
 	w := &l.wire
 	if n.traits.Collections {
@@ -556,10 +559,10 @@ func (l *cbLane) settleAnswers(b *pump.Batch, at int, n *node) {
 		if l.to[a.Index] != at || status == mcbp.StatusOK {
 			continue // the fence, or a success that nobody asked for
 		}
-		req := l.sink.dialect.Request(it, n.traits)
+		req := l.sink.dialect.Request(it, &n.traits)
 		r := n.rulings.Of(req, status)
 		if meta, ok := l.sink.dialect.(*metaDialect); ok && status == mcbp.StatusExists && req.withMeta() {
-			if r, ok = meta.refused(it, req, n.traits); !ok {
+			if r, ok = meta.refused(it, req, &n.traits); !ok {
 				l.follow = append(l.follow, a.Index)
 				l.to[a.Index] = settled
 				continue

@@ -94,9 +94,9 @@ type Dialect interface {
 	// another try may help.
 	FindOwners(ctx context.Context, s *CBSink, b *cluster.Bucket, missing []uint16) (map[uint16][]string, error)
 	// Refuse returns why an item cannot be sent at all to a node, or nil.
-	Refuse(it *pump.Item, t Traits) *pump.Error
+	Refuse(it *pump.Item, t *Traits) *pump.Error
 	// Request says which kind of request Append makes of an item.
-	Request(it *pump.Item, t Traits) Request
+	Request(it *pump.Item, t *Traits) Request
 	// Append appends the request for an item, which Refuse let pass. Its key, value
 	// and datatype are as the node takes them.
 	Append(dst []byte, it *pump.Item, to Sending) []byte
@@ -109,7 +109,7 @@ type Dialect interface {
 type Sending struct {
 	Opaque uint32
 	Last   bool // nothing more follows on this connection in this round
-	Traits
+	*Traits
 }
 
 // Linker is a Dialect whose items do not travel as single requests: it makes its

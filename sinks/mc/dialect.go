@@ -32,7 +32,7 @@ func (d *metaDialect) FindOwners(context.Context, *CBSink, *cluster.Bucket, []ui
 	return nil, nil // a vbucket that the map gives to nobody is active nowhere
 }
 
-func (d *metaDialect) Refuse(it *pump.Item, t Traits) *pump.Error {
+func (d *metaDialect) Refuse(it *pump.Item, t *Traits) *pump.Error {
 	if it.Op != pump.Mutation && d.o.Operation == "add" {
 		return errAddDeletes
 	}
@@ -50,14 +50,14 @@ func (d *metaDialect) Refuse(it *pump.Item, t Traits) *pump.Error {
 
 // plain says that an item goes without metadata. Only active vbuckets take plain
 // requests, and a pending one parks them; and they have no extended attributes.
-func (d *metaDialect) plain(it *pump.Item, t Traits) bool {
+func (d *metaDialect) plain(it *pump.Item, t *Traits) bool {
 	if d.replicas {
 		return false
 	}
 	return !d.o.WithMeta || it.CAS == 0 && it.RevSeqno == 0 && it.Datatype&mcbp.DatatypeXattr == 0
 }
 
-func (d *metaDialect) Request(it *pump.Item, t Traits) Request {
+func (d *metaDialect) Request(it *pump.Item, t *Traits) Request {
 	add, del := d.o.Operation == "add", it.Op != pump.Mutation
 	switch plain := d.plain(it, t); {
 	case plain && del:
@@ -81,7 +81,7 @@ func (d *metaDialect) Request(it *pump.Item, t Traits) Request {
 // "newer", unless a new one is asked for, which only goes without conflict
 // resolution; with it such items are settled by resolve. A bucket with
 // last-write-wins wants to be told, except where a new CAS is asked for.
-func (d *metaDialect) options(it *pump.Item, t Traits) uint32 {
+func (d *metaDialect) options(it *pump.Item, t *Traits) uint32 {
 	var o uint32
 	switch {
 	case d.o.ConflictResolution && it.CAS == 0 && it.RevSeqno == 0 && t.Modern:
@@ -150,7 +150,7 @@ func badCAS(cas uint64) bool { return cas == 0 || cas == ^uint64(0) }
 // refused says what to do about 0x02 in answer to a *_WITH_META request: a
 // ruling, or ok = false when only the destination's own metadata can tell. Without
 // conflict resolution it never means "newer": the item was not written.
-func (d *metaDialect) refused(it *pump.Item, req Request, t Traits) (r Ruling, ok bool) {
+func (d *metaDialect) refused(it *pump.Item, req Request, t *Traits) (r Ruling, ok bool) {
 	switch {
 	case req == ReqAddMeta && (!badCAS(it.CAS) || d.options(it, t)&mcbp.MetaRegenerateCAS != 0):
 		return Ruling{Verdict: pump.Skipped, Cause: errExists}, true
@@ -172,7 +172,7 @@ type lastWrite struct {
 // compare decides from the destination's metadata (nil: it has none) what became
 // of an item that conflict resolution refused. Without a ruling the last write is
 // to be made.
-func (d *metaDialect) compare(it *pump.Item, t Traits, have *mcbp.ItemMeta) (Ruling, lastWrite) {
+func (d *metaDialect) compare(it *pump.Item, t *Traits, have *mcbp.ItemMeta) (Ruling, lastWrite) {
 	live := have != nil && !have.Deleted
 	last := func(req Request, guard uint64) lastWrite {
 		if t.Modern {

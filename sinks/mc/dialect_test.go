@@ -17,10 +17,10 @@ import (
 )
 
 var (
-	v25 = Traits{Version: cluster.Version{Major: 2, Minor: 5, Patch: 1}}
-	v40 = Traits{Version: cluster.Version{Major: 4}}
-	v66 = Traits{Version: cluster.Version{Major: 6, Minor: 6}, Modern: true, JSON: true, Snappy: true, Xattr: true}
-	lww = Traits{Version: cluster.Version{Major: 6, Minor: 6}, Modern: true, JSON: true, Snappy: true, Xattr: true, LWW: true}
+	v25 = &Traits{Version: cluster.Version{Major: 2, Minor: 5, Patch: 1}}
+	v40 = &Traits{Version: cluster.Version{Major: 4}}
+	v66 = &Traits{Version: cluster.Version{Major: 6, Minor: 6}, Modern: true, JSON: true, Snappy: true, Xattr: true}
+	lww = &Traits{Version: cluster.Version{Major: 6, Minor: 6}, Modern: true, JSON: true, Snappy: true, Xattr: true, LWW: true}
 )
 
 func frame(t testing.TB, packet []byte) mcbp.Frame {
@@ -167,7 +167,7 @@ func TestCompare(t *testing.T) {
 	for name, tc := range map[string]struct {
 		it     pump.Item
 		have   *mcbp.ItemMeta
-		traits Traits
+		traits *Traits
 		want   pump.Verdict
 		req    Request
 		guard  uint64
@@ -286,7 +286,7 @@ func TestOptions(t *testing.T) {
 		if force {
 			o.ConflictResolution = false
 		}
-		tr := rapid.SampledFrom([]Traits{v25, v40, v66, lww, {Version: cluster.Version{Major: 4, Minor: 6}, LWW: true}}).Draw(rt, "traits")
+		tr := rapid.SampledFrom([]*Traits{v25, v40, v66, lww, {Version: cluster.Version{Major: 4, Minor: 6}, LWW: true}}).Draw(rt, "traits")
 		it := pump.Item{
 			CAS: rapid.SampledFrom([]uint64{0, 1, 1 << 60, ^uint64(0)}).Draw(rt, "cas"), RevSeqno: rapid.Uint64Range(0, 2).Draw(rt, "rev"),
 			Datatype: rapid.SampledFrom([]uint8{0, 1, 4, 5}).Draw(rt, "datatype"), Value: []byte("v"),
@@ -381,7 +381,7 @@ func TestAppendCostsNothing(t *testing.T) {
 	d := Dialect(&metaDialect{o: DefaultCBOptions()})
 	it := pump.Item{Key: []byte("key"), Value: make([]byte, 100), CAS: 5, RevSeqno: 5}
 	out := make([]byte, 0, 1<<10)
-	if n := testing.AllocsPerRun(100, func() { out = d.Append(out[:0], &it, Sending{}) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { out = d.Append(out[:0], &it, Sending{Traits: v25}) }); n != 0 {
 		t.Errorf("%v allocations for an item", n)
 	}
 }

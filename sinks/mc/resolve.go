@@ -52,7 +52,7 @@ func (l *cbLane) resolve(ctx context.Context, b *pump.Batch) {
 			b.Settle(i, pump.Retry, errChanged)
 			continue
 		}
-		r, w := d.compare(&b.Items[i], l.nodes[l.view.owner[b.Items[i].VBucket]].traits, meta)
+		r, w := d.compare(&b.Items[i], &l.nodes[l.view.owner[b.Items[i].VBucket]].traits, meta)
 		switch {
 		case r.Cause != nil:
 			b.Settle(i, r.Verdict, r.Cause)
@@ -106,7 +106,7 @@ func (l *cbLane) resolve(ctx context.Context, b *pump.Batch) {
 		case ReqSet:
 			n.pipe.Out = appendStore(n.pipe.Out, mcbp.OpSetQ, it, opaque, w.guard)
 		default:
-			n.pipe.Out = appendMeta(n.pipe.Out, w.req, it, Sending{Opaque: opaque, Traits: n.traits}, mcbp.MetaSkipConflict|mcbp.MetaRegenerateCAS, w.guard)
+			n.pipe.Out = appendMeta(n.pipe.Out, w.req, it, Sending{Opaque: opaque, Traits: &n.traits}, mcbp.MetaSkipConflict|mcbp.MetaRegenerateCAS, w.guard)
 		}
 	}, func(n *node, i int, f *mcbp.Frame) {
 		switch status := f.Status(); {

@@ -151,7 +151,7 @@ func (d *dialect) FindOwners(ctx context.Context, s *mc.CBSink, b *cluster.Bucke
 
 // Refuse: without a HELLO a datatype other than plain closes the connection, and
 // servers that speak TAP find JSON by themselves.
-func (d *dialect) Refuse(it *pump.Item, _ mc.Traits) *pump.Error {
+func (d *dialect) Refuse(it *pump.Item, _ *mc.Traits) *pump.Error {
 	if it.Op == pump.Mutation && it.Datatype&^mcbp.DatatypeJSON != 0 {
 		return errDatatype
 	}
@@ -161,7 +161,7 @@ func (d *dialect) Refuse(it *pump.Item, _ mc.Traits) *pump.Error {
 var errDatatype = &pump.Error{Code: "item-datatype", Err: errors.New("the value has extended attributes, is compressed or of an unknown datatype, which TAP cannot carry"),
 	Hint: "a source that is read over DCP leaves extended attributes out with -x xattrs=no"}
 
-func (d *dialect) Request(*pump.Item, mc.Traits) mc.Request { return mc.ReqTap }
+func (d *dialect) Request(*pump.Item, *mc.Traits) mc.Request { return mc.ReqTap }
 
 // Fenced: the last message asks for an acknowledgement, and answers to messages
 // come in order.

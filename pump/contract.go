@@ -11,7 +11,8 @@
 //  3. Return an error from Write only when going on makes no sense (wrong
 //     password, destination is no such thing). A lost connection is not that:
 //     settle what has no answer with Retry and connect again in the next Write.
-//  4. Keep no item's bytes after Write has returned.
+//  4. Keep no item's bytes after Write has returned, and change none: they may be
+//     sent again.
 //  5. Declare your options as a struct with tags and register the sink with
 //     RegisterSink; the registry makes flags, help and documentation of it.
 //  6. Pass pumptest.TestSink.

@@ -195,7 +195,7 @@ func (s *SinkSuite) items(from, n int) []pump.Item {
 }
 
 // drive writes batches through the lanes as the engine would: the same key to
-// the same lane, lanes at the same time, arenas overwritten afterwards.
+// the same lane, lanes at the same time, arenas unchanged by Write and overwritten afterwards.
 func (s *SinkSuite) drive(t *testing.T, sink pump.Sink, batches [][]pump.Item, want map[string]pump.Item) {
 	t.Helper()
 	lanes, err := sink.Lanes(t.Context(), 2)
@@ -229,6 +229,7 @@ func (s *SinkSuite) drive(t *testing.T, sink pump.Sink, batches [][]pump.Item, w
 		for n, lane := range lanes {
 			wg.Go(func() {
 				b := parts[n]
+				before := checksum(b.Arena())
 				b.StartWrite()
 				if err := lane.Write(t.Context(), b); err != nil {
 					t.Errorf("Write: %v", err)
@@ -238,6 +239,9 @@ func (s *SinkSuite) drive(t *testing.T, sink pump.Sink, batches [][]pump.Item, w
 						t.Errorf("item %q: %s (%v), want done", b.Items[i].Key, b.Verdict(i), b.Cause(i))
 						break
 					}
+				}
+				if checksum(b.Arena()) != before {
+					t.Error("the lane changed bytes of items, which may have to be sent again")
 				}
 				for i := range b.Arena() {
 					b.Arena()[i] = 0xdb

@@ -10,7 +10,10 @@
 //     spread, of letters, digits, '-' and '_'; with json it is the document
 //     {"i":42,"body":"…"} of that size, or with an empty body where that is
 //     longer, and the item's datatype says JSON.
-//   - Flags, expiry, CAS, revision and vbucket are left unset.
+//   - With meta it has revision 1 and the CAS 1500000000000000000 + i (2017, in
+//     the nanoseconds that servers count in), as items of clusters have such; else it
+//     has neither, and a cluster takes it as a new write.
+//   - Flags, expiry and vbucket are left unset.
 //
 // Streams share the numbers out (stream s of n has s, s+n, s+2n …), so the same
 // options give the same items however many streams there are; only their order
@@ -36,6 +39,7 @@ type Options struct {
 	MaxValueSize pump.Size `opt:"max-value-size" default:"0" help:"most bytes of a value; 0 means as min-value-size"`
 	Prefix       string    `opt:"prefix" default:"gen-" help:"what every key begins with"`
 	JSON         bool      `opt:"json" default:"false" help:"make JSON documents"`
+	Meta         bool      `opt:"meta" default:"false" help:"give items revisions and CAS values, as those of a cluster have"`
 	RatioSets    float64   `opt:"ratio-sets" default:"1" help:"share of mutations among the items, from 0 to 1; the others are deletions"`
 	Seed         uint64    `opt:"seed" default:"1" help:"another seed gives other sizes, values and deletions; keys stay the same"`
 	Streams      int       `opt:"streams" default:"2" help:"how many streams to read in parallel"`
@@ -45,6 +49,7 @@ const (
 	maxPrefix  = 230      // leaves room for 20 digits within a key of 250 bytes
 	maxValue   = 64 << 20 // the largest document that any server takes is 20 MiB
 	maxStreams = 1024
+	firstCAS   = 1_500_000_000_000_000_000
 	// textLen is the length of the text that values are cut from. A power of two.
 	textLen     = 64 << 10
 	jsonHead    = `{"i":`
@@ -216,6 +221,9 @@ func (s *Source) make(b *pump.Batch, n uint64, live *uint64) bool {
 	mem := b.Alloc(keyLen + size)
 	it := b.Append()
 	it.VBucket = pump.NoVBucket
+	if s.o.Meta {
+		it.RevSeqno, it.CAS = 1, firstCAS+n
+	}
 	it.Key = mem[:keyLen:keyLen]
 	at := copy(it.Key, s.o.Prefix)
 	putDecimal(it.Key[at:], n)

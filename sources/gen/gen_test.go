@@ -33,6 +33,7 @@ type made struct {
 	Op       pump.Op
 	Datatype uint8
 	Value    string
+	CAS, Rev uint64
 }
 
 // readAll reads every stream to its end and returns the items by key.
@@ -64,7 +65,7 @@ func readAll(t testing.TB, o Options, arena int) map[string]made {
 				if it.Op == pump.Mutation {
 					live++
 				}
-				out[key] = made{it.Op, it.Datatype, string(it.Value)}
+				out[key] = made{it.Op, it.Datatype, string(it.Value), it.CAS, it.RevSeqno}
 			}
 			for _, m := range b.Marks {
 				last = m
@@ -98,6 +99,7 @@ func TestSameItemsWhateverTheStreams(t *testing.T) {
 			MaxValueSize: pump.Size(rapid.IntRange(max(lo, 1), 400).Draw(rt, "max")),
 			Prefix:       rapid.StringN(0, 20, maxPrefix).Draw(rt, "prefix"),
 			JSON:         rapid.Bool().Draw(rt, "json"),
+			Meta:         rapid.Bool().Draw(rt, "meta"),
 			RatioSets:    rapid.Float64Range(0, 1).Draw(rt, "sets"),
 			Seed:         rapid.Uint64().Draw(rt, "seed"),
 			Streams:      1,
@@ -159,6 +161,23 @@ func TestItems(t *testing.T) {
 	}
 }
 
+// TestMeta: revision and CAS are there when asked for, and differ from item to item.
+func TestMeta(t *testing.T) {
+	values := map[string]string{"max-items": "3", "ratio-sets": "0.5"}
+	for key, it := range readAll(t, options(t, values), 4096) {
+		if it.CAS != 0 || it.Rev != 0 {
+			t.Errorf("item %q has CAS %d and revision %d, which nobody asked for", key, it.CAS, it.Rev)
+		}
+	}
+	values["meta"] = "true"
+	all := readAll(t, options(t, values), 4096)
+	for i := range 3 {
+		if it := all[fmt.Sprintf("gen-%010d", i)]; it.CAS != 1_500_000_000_000_000_000+uint64(i) || it.Rev != 1 {
+			t.Errorf("item %d has CAS %d and revision %d", i, it.CAS, it.Rev)
+		}
+	}
+}
+
 func TestSeeds(t *testing.T) {
 	o := options(t, map[string]string{"max-items": "50", "max-value-size": "64"})
 	one, again := readAll(t, o, 4096), readAll(t, o, 999)
@@ -189,7 +208,7 @@ func TestResume(t *testing.T) {
 	before := map[string]string{"max-items": "500", "ratio-sets": "0.5", "streams": "3"}
 	filetest.Resume(t, func() pump.Source { return open(before) })
 	marks := filetest.Marks(t, open(before), 1000, 2)
-	for name, value := range map[string]string{"prefix": "x", "max-items": "501", "seed": "2", "json": "true", "min-value-size": "11", "streams": "1", "ratio-sets": "0.6"} {
+	for name, value := range map[string]string{"prefix": "x", "max-items": "501", "seed": "2", "json": "true", "meta": "true", "min-value-size": "11", "streams": "1", "ratio-sets": "0.6"} {
 		other := maps.Clone(before)
 		other[name] = value
 		filetest.Refused(t, open(other), marks, "gen-mark")

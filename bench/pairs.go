@@ -27,6 +27,7 @@ var pairs = []pair{
 	{"DCP to memcached", "dcp", "memcached", 0.80},
 	{"backup to memcached", "backup", "memcached", 0.60},
 	{"jsonl to memcached", "jsonl", "memcached", 0.70},
+	{"gen to cluster", "gen", "cluster", 0.80},
 	{"TAP to cluster", "tap", "cluster", 0.80},
 	{"TAP to null", "tap", "null", 0.70},
 	{"DCP to null", "dcp", "null", 0.70},
@@ -151,6 +152,9 @@ func (s *stores) prepareEnds(ctx context.Context, p pair, items, size int) (st *
 	switch p.source {
 	case "gen":
 		st.sourceSpec = genSpec(items, size)
+		if p.sink == "cluster" {
+			st.sourceSpec += "&meta=true" // else it would be written without metadata
+		}
 	case "tap", "dcp":
 		var at served
 		if st.source, at, err = s.player(ctx, p.source, items, size); err != nil {

@@ -50,7 +50,7 @@ func rawMain(ctx context.Context, args []string, in io.Reader, out io.Writer) er
 	}
 	w := &rawWriter{addr: *set}
 	if *set != "" || *meta {
-		w.encode(*items, *size, *meta, *meta || *tap != "" || *dcp != "")
+		w.encode(*items, *size, *meta, *tap != "" || *dcp != "")
 	}
 	answer := json.NewEncoder(out)
 	if err := answer.Encode(rawResult{}); err != nil {
@@ -150,7 +150,13 @@ func (w *rawWriter) encode(items, size int, meta, byVBucket bool) {
 		}
 	} else {
 		for i := range items {
-			put(&w.out[i%rawConns], 0, i)
+			vb := 0 // memcached has none
+			conn := i
+			if meta {
+				vb = int(cluster.VBucketOf(appendKey(key[:0], i), vbuckets))
+				conn = vb
+			}
+			put(&w.out[conn%rawConns], vb, i)
 		}
 	}
 	for i := range w.out {

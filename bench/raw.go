@@ -279,7 +279,7 @@ func readTap(ctx context.Context, addr string, vbs []uint16) error {
 	return err
 }
 
-// readDcp streams vbuckets to their ends, acknowledges half windows and discards
+// readDcp streams vbuckets to their ends, acknowledges quarters of the window and discards
 // everything.
 func readDcp(ctx context.Context, addr string, vbs []uint16) error {
 	s, err := dialDcp(ctx, addr, vbs...)

@@ -480,6 +480,9 @@ func ParseHello(p []byte) ([]uint16, error) {
 // SplitCollectionKey takes the collection's id (LEB128) from the front of a key.
 // As servers do it refuses an id that is written longer than it must be.
 func SplitCollectionKey(p []byte) (id uint32, key []byte, err error) {
+	if len(p) > 0 && p[0] < 0x80 { // nearly always
+		return uint32(p[0]), p[1:], nil
+	}
 	var v uint64
 	for i, b := range p {
 		if i == 5 {

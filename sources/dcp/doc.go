@@ -47,7 +47,8 @@
 // The node may have Options.BufferSize bytes under way that are not acknowledged.
 // Those of a batch are acknowledged when the engine says that it is settled
 // (Acknowledge), so a slow destination slows the node down and nothing piles up
-// (invariant 7). While bytes are unacknowledged the node's silence is not held
+// (invariant 7). Acknowledgements are gathered: one is sent for a quarter of the
+// window, or 10 ms after the first bytes that wait for it. While bytes are unacknowledged the node's silence is not held
 // against it. Who drives a stream without the engine must call Acknowledge with
 // each batch's marks, or the node stops when the buffer size is used up.
 //
@@ -55,8 +56,8 @@
 //
 // CAS, revision, flags, expiry and datatype are the source's, values stay as they
 // are stored: snappy (unless the destination does not take it, or Options.Uncompress),
-// extended attributes in front (unless Options.Xattrs is off), also in deletions. A deletion's Expiry is its time, where the server tells it
-// (5.5 and later). Items of named collections carry the collection's names.
+// extended attributes in front (unless Options.Xattrs is off), also in deletions. A
+// deletion's Expiry is its time, where the server tells it (5.5 and later). Items of named collections carry the collection's names.
 // Prepared durable writes are not asked for: what is committed comes as a plain
 // item. Items alias the batch's arena, into which packets are read straight from
 // the connection.

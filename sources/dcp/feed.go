@@ -67,7 +67,7 @@ func openFeed(ctx context.Context, kv cluster.KVConfig, o *Options, fl *flow, pa
 	if !got.FlowControl {
 		window = 0
 	}
-	fl.start(conn, uint64(window))
+	fl.start(conn.NetConn(), uint64(window))
 	return d, nil
 }
 
@@ -485,7 +485,7 @@ func (d *feed) item(p *part, m *mcbp.DcpMessage, b *pump.Batch) error {
 			return d.protocol(fmt.Errorf("vbucket %d: %w", p.vb, err))
 		}
 		known := false
-		if collection, known = d.names.collections[id]; !known {
+		if collection, known = d.names.find(id); !known {
 			// Creation comes before what is created, and the manifest was read before
 			// the stream was opened: only what has been dropped since is unknown.
 			p.orphans++

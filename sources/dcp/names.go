@@ -11,6 +11,9 @@ import (
 type names struct {
 	scopes      map[uint32]string
 	collections map[uint32]*pump.Collection // nil for the default collection
+
+	lastID uint32 // the collection that was found last
+	last   *pump.Collection
 }
 
 func newNames() *names {
@@ -35,6 +38,17 @@ func (n *names) add(scope string, id uint32, name string) {
 	if _, known := n.collections[id]; !known {
 		n.collections[id] = &pump.Collection{Scope: scope, Name: name}
 	}
+}
+
+// find returns the collection of an item. Most follow one of the same.
+func (n *names) find(id uint32) (c *pump.Collection, known bool) {
+	if id == n.lastID {
+		return n.last, true
+	}
+	if c, known = n.collections[id]; known {
+		n.lastID, n.last = id, c
+	}
+	return c, known
 }
 
 // event adds what a system event creates.

@@ -363,7 +363,7 @@ func (d *feed) response(f *mcbp.Frame) error {
 			Err:  fmt.Errorf("the node refuses the position seqno %d in snapshot %d to %d, end %d: %s", p.seqno, p.snapStart, p.snapEnd, p.end, mcbp.StatusName(status)),
 			Hint: "Start anew, without going on where an earlier run stopped."})
 	default:
-		err := d.conn.Refused(op, f)
+		err := places.Vanished(d.conn.Refused(op, f), d.addr)
 		if pump.CodeOf(err) == "kv-status" {
 			err = &pump.Error{Class: pump.ClassOf(err), Code: codeRefused, Err: err, Hint: pump.HintOf(err), Retry: pump.IsRetryable(err)}
 		}

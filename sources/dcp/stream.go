@@ -328,6 +328,7 @@ func (s *stream) status(ctx context.Context, addr string, parts []*part) (st sta
 			s.src.admit(st.info)
 			st.high, err = s.highs(ctx, conn, active(st.info, parts))
 		}
+		err = places.Vanished(err, addr)
 		switch {
 		case err == nil || ctx.Err() != nil || !pump.IsRetryable(err):
 			return st, err

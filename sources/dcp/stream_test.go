@@ -314,6 +314,7 @@ func TestRefusals(t *testing.T) {
 		mcbp.StatusRange:             {codeRefused, "refuses the position", pump.ClassFailed, false},
 		mcbp.StatusAccess:            {"kv-denied", "stream vbucket 7", pump.ClassDenied, false},
 		mcbp.StatusTmpFail:           {codeRefused, "stream vbucket 7", pump.ClassFailed, true},
+		mcbp.StatusNoBucket:          {"node-gone", "stream vbucket 7", pump.ClassFailed, true}, // failed over in this moment
 		mcbp.StatusNotSupported:      {codeRefused, "0x83", pump.ClassFailed, false},
 		mcbp.StatusUnknownCollection: {"unknown-collection", "0x88", pump.ClassFailed, false},
 	} {
@@ -438,6 +439,20 @@ func TestOpening(t *testing.T) {
 	want(t, err, "kv-denied", denied.l.Addr().String())
 	if pump.ClassOf(err) != pump.ClassDenied || !strings.Contains(pump.HintOf(err), "DcpProducer") {
 		t.Errorf("class %d, hint %q", pump.ClassOf(err), pump.HintOf(err))
+	}
+}
+
+// TestFailedOver: a node that has lost the bucket is asked again, and not held to be
+// a wrong address, whichever question it refuses.
+func TestFailedOver(t *testing.T) {
+	for _, op := range []mcbp.Opcode{mcbp.OpStat, mcbp.OpGetAllVBSeqnos, mcbp.OpDcpOpen} {
+		f := startFake(t, v66, map[uint16]cluster.VBInfo{7: activeVB(1)}, map[uint16]uint64{7: 1}, nil)
+		f.refuse[op] = mcbp.StatusNoBucket
+		err := readOnce(t, one(t, f, nil, 7), 4096).err
+		want(t, err, "node-gone", f.l.Addr().String())
+		if !pump.IsRetryable(err) {
+			t.Errorf("%s: no other try: %v", mcbp.OpcodeName(op), err)
+		}
 	}
 }
 

@@ -192,9 +192,16 @@ func (f *Finder) Counts(ctx context.Context, l *Layout, vbs []uint16, each func(
 // since user and password are the bucket's. Whether the bucket is there at all, and
 // what its password is, the map's reading tells.
 func Gone(err error, addr string) error {
-	switch pump.CodeOf(err) {
-	case "kv-denied":
+	if pump.CodeOf(err) == "kv-denied" {
 		return pump.Retryable(err)
+	}
+	return Vanished(err, addr)
+}
+
+// Vanished is Gone for answers on a connection that is logged in, from which the bucket
+// goes away when the node is failed over.
+func Vanished(err error, addr string) error {
+	switch pump.CodeOf(err) {
 	case "no-bucket", "kv-no-bucket":
 		return &pump.Error{Code: "node-gone", Op: "copy from " + addr, Err: err, Retry: true,
 			Hint: "The cluster's map named that node. Was it failed over or removed in this moment? Look at the cluster, then run the same command again."}

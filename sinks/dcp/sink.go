@@ -157,7 +157,7 @@ func (d *dialect) Refuse(it *pump.Item, t *mc.Traits) *pump.Error {
 	return t.RefuseDatatype(it)
 }
 
-func (d *dialect) Request(*pump.Item, *mc.Traits) mc.Request             { return mc.ReqDcp }
+func (d *dialect) Request(*pump.Item, *mc.Traits) mc.Request            { return mc.ReqDcp }
 func (d *dialect) Append(dst []byte, _ *pump.Item, _ mc.Sending) []byte { return dst }
 func (d *dialect) Fenced() bool                                         { return false }
 

@@ -48,7 +48,7 @@ func itemsFor(p pair, size int, scale float64) int {
 	switch {
 	case size >= 1024:
 	case p.sink == "null":
-		n *= 4
+		n *= 8
 	case p.sink == "cluster":
 		n *= 2
 	}

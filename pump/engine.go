@@ -110,6 +110,7 @@ type engine struct {
 	homes    homes  // of vbuckets, where there are several lanes and no router
 	circuit  circuit
 	budget   *budget
+	copies   copies
 	arena    int // bytes of a batch's arena
 	ledger   ledger
 	progress progress

@@ -48,8 +48,39 @@ type laneRun struct {
 type writing struct {
 	shares []share
 	bytes  int64
-	batch  Batch // with the shares' items, which may be copies in items
-	items  []Item
+	batch  Batch  // with the shares' items, which may be copies in items
+	items  []Item // of the engine's copies
+}
+
+// copies are the arrays that items are put together in for a write. The lanes share them:
+// one that was given back last is still in the caches, and there are as many as writes
+// are under way, not two for each lane.
+type copies struct {
+	mu   sync.Mutex
+	free [][]Item
+}
+
+// take returns an array with room for n items.
+func (c *copies) take(n int) []Item {
+	c.mu.Lock()
+	var items []Item
+	if last := len(c.free) - 1; last >= 0 {
+		items, c.free = c.free[last], c.free[:last]
+	}
+	c.mu.Unlock()
+	if n > cap(items) {
+		items = make([]Item, 0, n+n/4) // growing by steps would copy them several times
+	}
+	return items[:0]
+}
+
+func (c *copies) give(items []Item) {
+	if cap(items) == 0 {
+		return
+	}
+	c.mu.Lock()
+	c.free = append(c.free, items)
+	c.mu.Unlock()
 }
 
 // worthAhead is how many bytes must be queued for a second write behind one that is
@@ -198,16 +229,17 @@ func (l *laneRun) run(ctx context.Context) error {
 				s.p.stream.settle(s.p)
 			}
 		}
-		if len(w.items) > l.maxItems {
-			w.items = nil // they were those of two writes
+		if len(w.items) <= l.maxItems { // else they were those of two writes
+			l.e.copies.give(w.items)
 		}
+		w.items = nil
 		l.now, l.next = l.next, l.now
 	}
 }
 
 // collect puts the items of the shares together. A parcel that is written as a whole
 // and alone lends its own.
-func (w *writing) collect() {
+func (w *writing) collect(c *copies) {
 	if one := &w.shares[0]; len(w.shares) == 1 && one.whole() {
 		w.batch.Items = one.p.batch.Items
 		return
@@ -216,10 +248,7 @@ func (w *writing) collect() {
 	for i := range w.shares {
 		n += len(w.shares[i].which)
 	}
-	items := w.items[:0]
-	if n > cap(items) {
-		items = make([]Item, 0, n+n/4) // growing by steps would copy them several times
-	}
+	items := c.take(n)
 	for i := range w.shares {
 		s := &w.shares[i]
 		if s.whole() {
@@ -246,7 +275,7 @@ func (w *writing) join(second *writing) {
 
 // begin begins a write of what was taken.
 func (l *laneRun) begin(ctx context.Context, w *writing) error {
-	w.collect()
+	w.collect(&l.e.copies)
 	w.batch.StartWrite()
 	l.writing.Add(int64(len(w.batch.Items)))
 	if l.ahead == nil {

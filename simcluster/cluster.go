@@ -360,13 +360,21 @@ func (c *Cluster) Failover(n *Node) error {
 	n.membership = memberFailed
 	for _, name := range c.names {
 		b := c.buckets[name]
+		var old *nodeBucket
+		if i := slices.IndexFunc(b.nodes, func(nb *nodeBucket) bool { return nb.node == n }); i >= 0 {
+			old = b.nodes[i]
+		}
 		for vb, m := range b.vbs {
 			m.mu.Lock()
 			b.promote(m, uint16(vb), n)
+			if old != nil {
+				// In the same moment: what it took from here on would be in no replica.
+				old.setState(m, uint16(vb), mcbp.VBAbsent)
+			}
 			m.mu.Unlock()
 		}
-		if i := slices.IndexFunc(b.nodes, func(nb *nodeBucket) bool { return nb.node == n }); i >= 0 {
-			b.leave(b.nodes[i])
+		if old != nil {
+			b.leave(old)
 		}
 	}
 	c.log.Info("failed over", "node", n.OTP())

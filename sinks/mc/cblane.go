@@ -585,6 +585,13 @@ func (l *cbLane) apply(b *pump.Batch, n *node, i int, f *mcbp.Frame, r Ruling) {
 	case mcbp.StatusNotMyVBucket:
 		l.stale = true
 		n.states[vb] = mcbp.VBAbsent // ask again before the next write
+	case mcbp.StatusNoBucket:
+		// The node was failed over since it was logged in to: see goneFrom. If the
+		// bucket is gone, the reading of the map says so.
+		l.stale = true
+		n.states[vb] = mcbp.VBAbsent
+		r = Ruling{Verdict: pump.Retry, Cause: &pump.Error{Code: "node-gone", Op: r.Cause.Op, Retry: true,
+			Err: errors.New("the node does not have the bucket any more (" + mcbp.StatusName(mcbp.StatusNoBucket) + ")")}}
 	case mcbp.StatusUnknownCollection:
 		l.lost = true
 		if n.link == nil && n.states[vb] != mcbp.VBActive {

@@ -498,7 +498,7 @@ func (s *CBSink) op(what string) string {
 }
 
 // Lanes reads the map and returns want lanes; with want 0 as many for each node
-// as make at least 4. A lane's vbuckets are of one node as long as the map stays
+// as make at least 8. A lane's vbuckets are of one node as long as the map stays
 // as it is.
 func (s *CBSink) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
 	v, err := s.current(ctx)
@@ -509,7 +509,7 @@ func (s *CBSink) Lanes(ctx context.Context, want int) ([]pump.Lane, error) {
 	_, answers := s.dialect.(*metaDialect)
 	ahead := answers && !s.cfg.Options.Durable
 	if want <= 0 {
-		const least = 4
+		const least = 8
 		want = nodes * ((least + nodes - 1) / nodes)
 	}
 	want = min(want, max(1, len(v.owner)))

@@ -386,6 +386,7 @@ func TestCBSinkFaults(t *testing.T) {
 		"tmpfail":   {simcluster.Fault{Status: mcbp.StatusTmpFail}, pump.ClassFailed, "destination-busy"},
 		"enomem":    {simcluster.Fault{Status: mcbp.StatusNoMemory}, pump.ClassFailed, "destination-full"},
 		"moved":     {simcluster.Fault{Status: mcbp.StatusNotMyVBucket}, pump.ClassFailed, "not-my-vbucket"},
+		"gone":      {simcluster.Fault{Status: mcbp.StatusNoBucket}, pump.ClassFailed, "node-gone"},
 		"cut":       {simcluster.Fault{Action: simcluster.CutMidFrame, Status: mcbp.StatusTmpFail}, pump.ClassUnreachable, "destination-lost"},
 		"close":     {simcluster.Fault{Action: simcluster.Close}, pump.ClassUnreachable, "destination-lost"},
 		"stall":     {simcluster.Fault{Action: simcluster.Stall}, pump.ClassUnreachable, "destination-lost"},
@@ -518,7 +519,7 @@ func TestCBSinkLanes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want == 0 && len(lanes) != 6 || want > 0 && len(lanes) != min(want, 64) {
+		if want == 0 && len(lanes) != 9 || want > 0 && len(lanes) != min(want, 64) {
 			t.Errorf("want %d: %d lanes", want, len(lanes))
 		}
 		v := s.view.Load()

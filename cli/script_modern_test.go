@@ -167,7 +167,7 @@ func follow(ts *testscript.TestScript, _ bool, args []string) {
 
 // midway CLUSTER WHAT: when a node of the cluster has sent or taken 50 documents,
 // WHAT happens: "rebalance" moves every vbucket to the other of two nodes,
-// "failover" fails the node over, "drop SCOPE.NAME" drops a collection, "create
+// "failover" fails the node over, "delete" deletes the bucket, "drop SCOPE.NAME" drops a collection, "create
 // SCOPE.NAME" makes one with documents.
 func midway(ts *testscript.TestScript, _ bool, args []string) {
 	c := worldOf(ts).cluster(ts, args[0])
@@ -180,6 +180,7 @@ func midway(ts *testscript.TestScript, _ bool, args []string) {
 			}
 		},
 		"failover": func() { ts.Check(c.Failover(n)) },
+		"delete":   func() { ts.Check(c.DeleteBucket("default")) },
 		"drop": func() {
 			scope, name, _ := strings.Cut(args[2], ".")
 			ts.Check(b.DropCollection(scope, name))

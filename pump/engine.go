@@ -96,6 +96,9 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 			err = errors.Join(err, e.omitted)
 		}
 	}
+	if err != nil && e.read.Load()+e.reopened.Load() > 0 {
+		err = Begun(err)
+	}
 	return report, err
 }
 

@@ -16,7 +16,7 @@ type Class uint8
 // The classes, and what they exit with.
 const (
 	ClassFailed      Class = iota // 1: failed, can be run again
-	ClassUsage                    // 2: wrong use
+	ClassUsage                    // 2: wrong use; nothing was done
 	ClassPartial                  // 3: complete, but items were rejected or skipped
 	ClassUnreachable              // 4: an endpoint cannot be reached
 	ClassDenied                   // 4: an endpoint refuses access
@@ -36,6 +36,7 @@ type Error struct {
 	// VBuckets holds, in an error about several vbuckets, what is the matter with
 	// each of them; see ErrorOf.
 	VBuckets map[uint16]error
+	begun    bool // see Begun
 }
 
 func (e *Error) Error() string {
@@ -56,6 +57,10 @@ func (e *Error) Unwrap() error { return e.Err }
 func Usagef(format string, args ...any) error {
 	return &Error{Class: ClassUsage, Code: "usage", Err: fmt.Errorf(format, args...)}
 }
+
+// Begun marks err as one that came to light while items were moved. Wrong use
+// (exit code 2) says that nothing was done: found so late it is a failure.
+func Begun(err error) error { return &Error{Err: err, begun: true} }
 
 // Retryable marks err as one that another try may mend.
 func Retryable(err error) error {
@@ -86,8 +91,13 @@ func IsRetryable(err error) bool {
 // all of them are: a failure beside a partial success is a failure.
 func ClassOf(err error) Class {
 	for at := err; at != nil; {
-		if e, ok := at.(*Error); ok && e.Class != ClassFailed {
-			return e.Class
+		if e, ok := at.(*Error); ok {
+			if e.Class != ClassFailed {
+				return e.Class
+			}
+			if e.begun && ClassOf(e.Err) == ClassUsage {
+				return ClassFailed
+			}
 		}
 		switch u := at.(type) {
 		case interface{ Unwrap() error }:

@@ -30,6 +30,8 @@ func TestClassAndExitCode(t *testing.T) {
 		{"plain after a signal", plain, syscall.SIGINT, pump.ClassFailed, 1},
 		{"failed", of(pump.ClassFailed), 0, pump.ClassFailed, 1},
 		{"usage", pump.Usagef("no bucket %q", "x"), 0, pump.ClassUsage, 2},
+		{"usage, found while items were moved", fmt.Errorf("run: %w", pump.Begun(pump.Usagef("no bucket"))), 0, pump.ClassFailed, 1},
+		{"denied, found while items were moved", pump.Begun(errors.Join(plain, of(pump.ClassDenied))), 0, pump.ClassDenied, 4},
 		{"partial", of(pump.ClassPartial), 0, pump.ClassPartial, 3},
 		{"unreachable", of(pump.ClassUnreachable), 0, pump.ClassUnreachable, 4},
 		{"denied", of(pump.ClassDenied), 0, pump.ClassDenied, 4},

@@ -24,6 +24,7 @@ var (
 	ErrMember    = errors.New("the node is in the cluster already")
 	ErrLastNode  = errors.New("the last active node cannot be failed over")
 	ErrNodeDown  = errors.New("the node does not run")
+	ErrNoBucket  = errors.New("there is no such bucket")
 )
 
 // Cluster is a running cluster. Its methods may be called from any goroutine.
@@ -277,6 +278,24 @@ func (c *Cluster) createBucket(bc BucketConfig) {
 	c.buckets[bc.Name] = b
 	c.names = append(c.names, bc.Name)
 	c.touch()
+}
+
+// DeleteBucket takes a bucket away, as DELETE /pools/default/buckets/NAME does: its
+// connections close, and nobody finds it any more.
+func (c *Cluster) DeleteBucket(name string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b := c.buckets[name]
+	if b == nil {
+		return fmt.Errorf("delete bucket %s: %w", name, ErrNoBucket)
+	}
+	delete(c.buckets, name)
+	c.names = slices.DeleteFunc(c.names, func(n string) bool { return n == name })
+	for _, nb := range slices.Clone(b.nodes) {
+		b.leave(nb)
+	}
+	c.touch()
+	return nil
 }
 
 // spread gives the copies of a new bucket's vbucket to its nodes. Connections may have

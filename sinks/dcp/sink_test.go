@@ -250,7 +250,7 @@ func TestCollections(t *testing.T) {
 		t.Errorf("%d documents are there", n)
 	}
 	err := l.Write(context.Background(), sinktest.Batch(in("shop", "nosuch", "a", 1)))
-	if pump.CodeOf(err) != "no-collection" || pump.ClassOf(err) != pump.ClassUsage || !strings.Contains(err.Error(), "shop.nosuch") {
+	if pump.CodeOf(err) != "no-collection" || pump.ClassOf(err) != pump.ClassFailed || !strings.Contains(err.Error(), "shop.nosuch") {
 		t.Errorf("missing: %v", err)
 	}
 	// A new process, and a manifest that has grown since.

@@ -326,7 +326,7 @@ func (l *cbLane) ready(ctx context.Context, b *pump.Batch) error {
 			continue
 		}
 		if l.coll[i] != 0 && !n.traits.Collections {
-			return &pump.Error{Class: pump.ClassUsage, Code: "no-collection", Op: "write to " + role + " node " + n.addr,
+			return &pump.Error{Code: "no-collection", Op: "write to " + role + " node " + n.addr,
 				Err:  fmt.Errorf("the node does not know collections, and the items of %s need them", b.Items[i].Collection),
 				Hint: "finish the upgrade of all nodes to 7.0 or later first"}
 		}

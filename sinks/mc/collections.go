@@ -154,8 +154,8 @@ func (s *CBSink) missingCollection(from, to string, why error) error {
 	if from != to {
 		what += ", where " + from + " is to go,"
 	}
-	return &pump.Error{Class: pump.ClassUsage, Code: "no-collection", Op: s.op(what), Err: why,
-		Hint: "create it, or let -x create-collections=true do it, or send its items elsewhere with -x map-collections=" + from + "=scope.collection; collections exist from 7.0 on"}
+	return pump.Begun(&pump.Error{Class: pump.ClassUsage, Code: "no-collection", Op: s.op(what), Err: why,
+		Hint: "create it, or let -x create-collections=true do it, or send its items elsewhere with -x map-collections=" + from + "=scope.collection; collections exist from 7.0 on"})
 }
 
 // Manifest returns the destination's manifest as the last lookup read it, for

@@ -207,7 +207,7 @@ func TestCollections(t *testing.T) {
 	}
 
 	err := l.Write(context.Background(), sinktest.Batch(in(&pump.Collection{Scope: "no", Name: "such"}, "k", "v", 1)))
-	if pump.CodeOf(err) != "no-collection" || pump.ClassOf(err) != pump.ClassUsage || !strings.Contains(err.Error(), "no.such") || !strings.Contains(pump.HintOf(err), "create-collections") {
+	if pump.CodeOf(err) != "no-collection" || pump.ClassOf(err) != pump.ClassFailed || !strings.Contains(err.Error(), "no.such") || !strings.Contains(pump.HintOf(err), "create-collections") {
 		t.Errorf("missing: %v", err)
 	}
 
@@ -252,7 +252,7 @@ func TestCollectionsOfOldServers(t *testing.T) {
 		it := meta("k", "v", 1, 5)
 		it.Collection = &pump.Collection{Scope: "shop", Name: "items"}
 		err := sinktest.Lane(t, openCB(t, c, nil)).Write(context.Background(), sinktest.Batch(it))
-		if pump.CodeOf(err) != "no-collection" || pump.ClassOf(err) != pump.ClassUsage {
+		if pump.CodeOf(err) != "no-collection" || pump.ClassOf(err) != pump.ClassFailed {
 			t.Errorf("%s: %v", v, err)
 		}
 		l := sinktest.Lane(t, openCB(t, c, func(cfg *CBConfig) { cfg.Options.MapCollections = "shop.items=_default._default" }))

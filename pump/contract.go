@@ -111,6 +111,13 @@ type (
 	Estimator interface {
 		Estimate(ctx context.Context) (Estimate, error)
 	}
+	// Distinct is a source that may know that each of its documents (collection and
+	// key) comes once. Should one come again, because a stream was opened anew, then
+	// with the same bytes. The order of such items does not matter, so each batch goes
+	// to the lane that has least to do. A wrapper that changes keys must not let this show.
+	Distinct interface {
+		DistinctKeys() bool
+	}
 	// Router decides the lane (an index below the number of lanes) of an item.
 	// It may fill in the item's vbucket. It is called concurrently. Without a
 	// router the engine routes by vbucket, and by key where there is none. A vbucket

@@ -118,6 +118,7 @@ type engine struct {
 	ledger   ledger
 	progress progress
 	saved    atomic.Int64 // when the checkpoint was last saved, Unix nanoseconds; 0: never
+	distinct bool         // no key comes twice
 	unpack   bool         // the sink does not take compressed values
 	leftOut  []Definition
 	omitted  error // what the source left out
@@ -295,6 +296,9 @@ func (e *engine) layOut(streams []Stream, lanes []Lane) {
 			few = 0
 		}
 		e.homes = newHomes(e.lanes, few)
+		if d, ok := As[Distinct](e.cfg.Source); ok {
+			e.distinct = d.DistinctKeys()
+		}
 	}
 	for _, st := range streams {
 		e.streams = append(e.streams, &streamRun{e: e, stream: st, id: st.ID(), perLane: make([]laneShare, len(lanes))})
@@ -471,7 +475,7 @@ func Check(ctx context.Context, source Source, sink Sink) error {
 
 // route returns the lane of an item: by the sink's own router, else by vbucket,
 // else by key, so that a vbucket or key never has two writes in flight
-// (invariant 5).
+// (invariant 5). Where keys do not come again any lane will do.
 func (e *engine) route(p *parcel, it *Item) (int, error) {
 	if e.router != nil {
 		n := e.router.Route(it)
@@ -482,6 +486,9 @@ func (e *engine) route(p *parcel, it *Item) (int, error) {
 	}
 	if len(e.lanes) == 1 {
 		return 0, nil
+	}
+	if e.distinct {
+		return e.homes.idlest(p), nil
 	}
 	if it.VBucket != NoVBucket {
 		return e.homes.home(p, it.VBucket), nil
@@ -674,7 +681,7 @@ func (s *streamRun) route(p *parcel, from, n int) error {
 	}
 	broken := e.circuit.broken.Load()
 	var bytes, filtered uint64
-	lane, laneVB := 0, NoVBucket // the lane of vbucket laneVB, if that is not NoVBucket
+	lane, laneVB := -1, NoVBucket // the lane of vbucket laneVB, if any
 	for i := from; i < from+n; i++ {
 		it := &b.Items[i]
 		if e.cfg.Filter != nil && !e.cfg.Filter(it) {
@@ -682,7 +689,7 @@ func (s *streamRun) route(p *parcel, from, n int) error {
 			continue
 		}
 		vb := it.VBucket
-		if e.router != nil || vb == NoVBucket || vb != laneVB {
+		if e.router != nil || vb != laneVB || lane < 0 || vb == NoVBucket && !e.distinct {
 			var err error
 			if lane, err = e.route(p, it); err != nil {
 				e.stopLanes(err)

@@ -686,6 +686,48 @@ func TestVBucketsChangeLanes(t *testing.T) {
 	})
 }
 
+type distinct struct {
+	*pumptest.MemSource
+	is bool
+}
+
+func (d distinct) DistinctKeys() bool { return d.is }
+
+// Where no key comes twice a batch goes to a lane as a whole.
+func TestDistinctKeys(t *testing.T) {
+	for _, is := range []bool{true, false} {
+		const batch = 50
+		source := &pumptest.MemSource{Parts: make([][]pump.Item, 2), BatchSize: batch}
+		for p := range source.Parts {
+			for i := range 100 * batch {
+				source.Parts[p] = append(source.Parts[p], pump.Item{Key: fmt.Appendf(nil, "%d/%d/%d", p, i/batch, i), VBucket: pump.NoVBucket})
+			}
+		}
+		var mu sync.Mutex
+		lanes := map[string]int{} // of a batch's first item that came
+		divided := 0
+		sink := &pumptest.MemSink{LaneCount: 3}
+		sink.Verdict = func(lane int, it *pump.Item) (pump.Verdict, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			name, _, _ := strings.Cut(string(bytes.Replace(it.Key, []byte("/"), []byte("-"), 1)), "/")
+			if at, ok := lanes[name]; !ok {
+				lanes[name] = lane
+			} else if at != lane {
+				divided++
+			}
+			return pump.Done, nil
+		}
+		report, err := pump.Run(t.Context(), pump.Config{Source: distinct{source, is}, Sink: sink, Settings: quick()})
+		if err != nil || report.Done != 2*100*batch || len(lanes) != 200 {
+			t.Fatalf("%+v, %d batches, %v", report.Snapshot, len(lanes), err)
+		}
+		if is != (divided == 0) {
+			t.Errorf("distinct %t: %d items in another lane than their batch", is, divided)
+		}
+	}
+}
+
 type committed struct{ *pumptest.MemSink }
 
 func (committed) Commit(context.Context) error { return nil }

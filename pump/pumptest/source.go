@@ -63,6 +63,19 @@ func TestSource(t *testing.T, s SourceSuite) {
 			}
 		}
 	})
+	t.Run("distinct keys", func(t *testing.T) {
+		src := s.New(t)
+		d, ok := pump.As[pump.Distinct](src)
+		ok = ok && d.DistinctKeys()
+		seen := map[string]struct{}{}
+		for _, it := range ReadAll(t, src, 64<<10) {
+			key := fmt.Sprint(it.Collection, " ", string(it.Key))
+			if _, again := seen[key]; again && ok {
+				t.Fatalf("the source says that its keys are distinct, and gives %s twice", key)
+			}
+			seen[key] = struct{}{}
+		}
+	})
 	t.Run("through the engine", func(t *testing.T) {
 		sink := &MemSink{LaneCount: 3}
 		report, err := pump.Run(t.Context(), pump.Config{Source: s.New(t), Sink: sink, Settings: pump.DefaultSettings(), Scribble: true})

@@ -75,7 +75,7 @@ func Plugin() pump.SourcePlugin[Options] {
 	}
 }
 
-// Source makes items. It implements pump.Source and pump.Estimator.
+// Source makes items. It implements pump.Source, pump.Estimator and pump.Distinct.
 type Source struct {
 	o    Options
 	text []byte // textLen bytes that values are cut from
@@ -131,6 +131,9 @@ func (s *Source) Streams(context.Context) ([]pump.Stream, error) {
 	}
 	return out, nil
 }
+
+// DistinctKeys is true: see pump.Distinct.
+func (s *Source) DistinctKeys() bool { return true }
 
 // Close has nothing to release.
 func (s *Source) Close() error { return nil }

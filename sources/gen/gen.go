@@ -204,7 +204,7 @@ func (s *stream) Read(ctx context.Context, b *pump.Batch) error {
 // make adds item n to b, or returns false if b has no room for it. An item that
 // is larger than a whole arena goes into a batch of its own.
 func (s *Source) make(b *pump.Batch, n uint64, live *uint64) bool {
-	deletion := mix(s.o.Seed, n, 2)>>11 >= s.sets
+	deletion := s.sets < 1<<53 && mix(s.o.Seed, n, 2)>>11 >= s.sets
 	digits := 10
 	if s.o.JSON || n >= 1e10 {
 		digits = decimalLen(n)
@@ -212,8 +212,10 @@ func (s *Source) make(b *pump.Batch, n uint64, live *uint64) bool {
 	keyLen := len(s.o.Prefix) + max(10, digits)
 	size := 0
 	if !deletion {
-		span := uint64(s.o.MaxValueSize-s.o.MinValueSize) + 1
-		size = int(s.o.MinValueSize) + int(mix(s.o.Seed, n, 3)%span)
+		size = int(s.o.MinValueSize)
+		if span := uint64(s.o.MaxValueSize-s.o.MinValueSize) + 1; span > 1 {
+			size += int(mix(s.o.Seed, n, 3) % span)
+		}
 		if s.o.JSON {
 			size = max(size, len(jsonHead)+digits+len(jsonMid)+len(jsonTail))
 		}
@@ -259,10 +261,18 @@ func decimalLen(n uint64) int {
 	return len(strconv.AppendUint(b[:0], n, 10))
 }
 
+// pairs are the numbers from 00 to 99.
+const pairs = "00010203040506070809" + "10111213141516171819" + "20212223242526272829" + "30313233343536373839" + "40414243444546474849" +
+	"50515253545556575859" + "60616263646566676869" + "70717273747576777879" + "80818283848586878889" + "90919293949596979899"
+
 // putDecimal fills p with n, padded with zeros in front.
 func putDecimal(p []byte, n uint64) {
-	for i := len(p) - 1; i >= 0; i-- {
-		p[i] = byte('0' + n%10)
-		n /= 10
+	for len(p) > 1 {
+		last := len(p) - 2
+		copy(p[last:], pairs[n%100*2:][:2])
+		p, n = p[:last], n/100
+	}
+	if len(p) > 0 {
+		p[0] = byte('0' + n%10)
 	}
 }

@@ -41,14 +41,15 @@ const (
 	fVersion
 )
 
-// text is a JSON string as it stands in the line, without its quotes. It was
-// found to be valid.
+// text is a JSON string as it stands in the line, without its quotes: where it is
+// there, so that it fits into registers. It was found to be valid.
 type text struct {
-	raw     []byte
-	at      int // of raw in the line
+	at, end int // end is 0 where there is none
 	escaped bool
 	b64     bool
 }
+
+func (d *decoder) raw(v text) []byte { return d.line[v.at:v.end] }
 
 // decoder reads lines. It keeps nothing of one but its scratch memory.
 type decoder struct {
@@ -86,7 +87,7 @@ func (d *decoder) Head(p []byte, last bool) (int, error) {
 		switch string(name) {
 		case "format":
 			v, err := d.quoted("format")
-			if err == nil && string(v.raw) != "cbpump-jsonl" {
+			if err == nil && string(d.raw(v)) != "cbpump-jsonl" {
 				err = notOurs(v.at)
 			}
 			if err != nil {
@@ -146,7 +147,7 @@ func (d *decoder) Next(p []byte, last bool, b *pump.Batch) (int, error) {
 	if err := d.item(&it, &key, &value, &meta); err != nil {
 		return 0, err
 	}
-	if len(b.Items) > 0 && len(key.raw)+len(value.raw)+len(meta.raw) > b.Free() {
+	if len(b.Items) > 0 && key.end-key.at+value.end-value.at+meta.end-meta.at > b.Free() {
 		return 0, fileio.ErrFull
 	}
 	if it.Key, err = d.bytes(key, b); err != nil {
@@ -402,21 +403,21 @@ func (d *decoder) quoted(name string) (text, error) {
 // plain returns a short string without its escapes.
 func (d *decoder) plain(v text) []byte {
 	if !v.escaped {
-		return v.raw
+		return d.raw(v)
 	}
-	d.scratch = unescape(d.scratch[:0], v.raw)
+	d.scratch = unescape(d.scratch[:0], d.raw(v))
 	return d.scratch
 }
 
 // bytes puts what a string stands for into the batch's arena.
 func (d *decoder) bytes(v text, b *pump.Batch) ([]byte, error) {
 	switch {
-	case v.raw == nil:
+	case v.end == 0:
 		return nil, nil
 	case !v.b64 && !v.escaped:
-		return b.Copy(v.raw), nil
+		return b.Copy(d.raw(v)), nil
 	case !v.b64:
-		return unescape(b.Alloc(len(v.raw))[:0], v.raw), nil
+		return unescape(b.Alloc(v.end - v.at)[:0], d.raw(v)), nil
 	}
 	raw := d.plain(v)
 	// The library skips line ends within base64.
@@ -493,8 +494,7 @@ func (d *decoder) str() (text, error) {
 		}
 		switch c := line[i]; {
 		case c == '"':
-			v.raw = line[v.at:i]
-			d.at = i + 1
+			v.end, d.at = i, i+1
 			return v, nil
 		case c == '\\':
 			v.escaped = true

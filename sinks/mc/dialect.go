@@ -124,11 +124,11 @@ func appendStore(dst []byte, op mcbp.Opcode, it *pump.Item, opaque uint32, cas u
 }
 
 func appendMeta(dst []byte, r Request, it *pump.Item, to Sending, options uint32, guard uint64) []byte {
-	w := mcbp.WithMeta{
-		Opcode: mcbp.OpSetQWithMeta, VBucket: it.VBucket, Opaque: to.Opaque, Datatype: it.Datatype, Key: it.Key, Value: it.Value,
-		HasOptions: options != 0, Options: options, HeaderCAS: guard,
-		Meta: mcbp.Meta{Flags: it.Flags, Expiry: it.Expiry, Rev: it.RevSeqno, CAS: it.CAS},
-	}
+	// Field by field: a literal is made elsewhere and copied, which takes as long as all the rest.
+	var w mcbp.WithMeta
+	w.Opcode, w.VBucket, w.Opaque, w.Datatype = mcbp.OpSetQWithMeta, it.VBucket, to.Opaque, it.Datatype
+	w.HasOptions, w.Options, w.HeaderCAS, w.Key, w.Value = options != 0, options, guard, it.Key, it.Value
+	w.Meta.Flags, w.Meta.Expiry, w.Meta.Rev, w.Meta.CAS = it.Flags, it.Expiry, it.RevSeqno, it.CAS
 	switch r {
 	case ReqDeleteMeta:
 		w.Opcode = mcbp.OpDeleteQWithMeta

@@ -36,7 +36,8 @@ var pairs = []pair{
 // itemsFor is how many items of a size make a run of about three seconds: long enough
 // for the start of a process, its logins and the growing of its memory to be a small
 // part of it. Into null, which takes ten times as many a second, and
-// into a cluster, memory sets a limit: what a source plays lies there, and what is stored.
+// into a cluster, memory sets a limit: what a source plays lies there, and what is stored
+// (12 GB at the full length).
 func itemsFor(p pair, size int, scale float64) int {
 	n := 2_000_000
 	switch {
@@ -48,7 +49,7 @@ func itemsFor(p pair, size int, scale float64) int {
 	switch {
 	case size >= 1024:
 	case p.sink == "null":
-		n *= 8
+		n *= 6
 	case p.sink == "cluster":
 		n *= 2
 	}
@@ -91,13 +92,15 @@ func (s *stores) close() (err error) {
 
 // player returns a source of TAP or DCP.
 func (s *stores) player(ctx context.Context, kind string, items, size int) (*child, served, error) {
-	if c := s.sources[kind]; c != nil {
-		if s.at[kind].Items == items {
-			return c, s.at[kind], nil
-		}
-		delete(s.sources, kind)
-		if err := c.Close(); err != nil {
-			return nil, served{}, err
+	if c := s.sources[kind]; c != nil && s.at[kind].Items == items {
+		return c, s.at[kind], nil
+	}
+	for other, c := range s.sources { // what they play fills the memory
+		if s.at[other].Items != items {
+			delete(s.sources, other)
+			if err := c.Close(); err != nil {
+				return nil, served{}, err
+			}
 		}
 	}
 	version := tapVersion

@@ -39,9 +39,9 @@ type parcel struct {
 }
 
 // itemCost is what one item costs beside its bytes: its header in the source's
-// batch and its index for a lane. The copies that a lane writes from are as many
-// as Settings.LaneItems at most.
-const itemCost = int64(unsafe.Sizeof(Item{})) + 4
+// batch, its index for a lane, and the copy that the lane writes from, in an array with
+// a quarter to spare, with what lanes note of each item.
+const itemCost = int64(unsafe.Sizeof(Item{})) + 4 + int64(unsafe.Sizeof(Item{}))*5/4 + 16
 
 func newBudget(limit int64) *budget {
 	b := &budget{limit: limit}

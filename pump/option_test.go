@@ -236,7 +236,7 @@ func TestDefaultSettings(t *testing.T) {
 		t.Errorf("an engine setting without a default or help: %+v, %v", opts, err)
 	}
 	var s pump.Settings
-	if err := pump.DecodeOptions("engine", nil, &s); err != nil || s != pump.DefaultSettings() || s.Memory != 24<<20 {
+	if err := pump.DecodeOptions("engine", nil, &s); err != nil || s != pump.DefaultSettings() || s.Memory != 32<<20 {
 		t.Errorf("%+v, %v", s, err)
 	}
 }

@@ -4,7 +4,7 @@ import "time"
 
 // Settings tune the engine. Get them from DefaultSettings or AssignOptions.
 type Settings struct {
-	Memory          Size          `opt:"memory" default:"24m" help:"most bytes of items in flight between source and sink; one larger item may go beyond it"`
+	Memory          Size          `opt:"memory" default:"32m" help:"most bytes of items in flight between source and sink; one larger item may go beyond it"`
 	BatchBytes      Size          `opt:"batch-bytes" default:"256k" help:"arena of one batch"`
 	LaneItems       int           `opt:"lane-items" default:"24576" help:"most items that a lane writes at once"`
 	LaneBytes       Size          `opt:"lane-bytes" default:"0" help:"most bytes that a lane writes at once; 0 shares half of memory between the lanes"`

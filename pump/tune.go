@@ -8,7 +8,7 @@ const (
 	// leastFlight is what is in flight at first: enough for each lane to have something
 	// while readers and lanes take turns on few processors, and not much more than their
 	// caches hold, so that an item's bytes are still there when they are written.
-	leastFlight = 4 << 20
+	leastFlight = 6 << 20
 	worthMore   = 1.15 // so much faster it must be to keep twice the memory …
 	worthLess   = 0.95 // … and no slower than so with half of it
 	steady      = 1.15 // as much may two rates in a row differ for a try to begin …
@@ -24,7 +24,7 @@ const (
 // hold makes everything slower. It tries twice as much while readers wait for
 // memory, and half as much after that, and keeps what pays. A try that does not pay
 // is taken back, and the next one comes twice as late, so that it does not swing.
-// Until one did not pay it tries four times as much: a far destination is to have
+// Until one did not pay it tries three times as much: a far destination is to have
 // what it needs within two seconds. It waits until the rate is steady, for a run that is
 // only beginning becomes faster by itself.
 type tuner struct {
@@ -90,7 +90,7 @@ func (t *tuner) tick(now time.Duration, rate float64, waited bool) int64 {
 	t.wild = 0
 	to := min(2*t.limit, t.most)
 	if !t.known {
-		to = min(4*t.limit, t.most)
+		to = min(3*t.limit, t.most)
 	}
 	if half := max(t.limit/2, t.least); t.down && half <= t.slower && now < t.until {
 		t.down = false

@@ -138,7 +138,7 @@ func measureDelays(ctx context.Context, o *benchOptions, s *stores, r *report, o
 		}
 	}
 	for i, d := range o.delays {
-		line := row{Pair: fmt.Sprintf("%s, %s away", p.name, d), Size: size, Items: st.items, Goal: goal, Rounds: o.rounds,
+		line := row{Pair: fmt.Sprintf("%s, %s away", p.name, d), Size: size, Items: st.items, Goal: goal, Rounds: o.rounds, When: time.Now().UTC().Truncate(time.Minute),
 			Limit: median(rates[0]), Pump: median(rates[i]), Peak: peaks[i]}
 		var ratios []float64
 		for j := range rates[i] {

@@ -38,6 +38,8 @@ type row struct {
 	PumpServer  float64 `json:"pump_servers_cpu_ns_per_item"`
 	Peak        int64   `json:"pump_peak_bytes"`
 	Rounds      int     `json:"rounds"`
+
+	When time.Time `json:"when"`
 }
 
 type report struct {
@@ -47,13 +49,17 @@ type report struct {
 	Rows    []row     `json:"rows"`
 	Control []row     `json:"control"` // a pair against itself
 
-	Far      []row     `json:"far"` // with a longer round trip, against none
-	Scale    []scaled  `json:"scale"`
-	Profiles []profile `json:"-"`
+	Far       []row     `json:"far"` // with a longer round trip, against none
+	Scale     []scaled  `json:"scale"`
+	ScaleWhen time.Time `json:"scale_when"`
+	Profiles  []profile `json:"profiles"`
 }
 
 // profile is where one pair's pump spends its CPU time.
-type profile struct{ pair, top string }
+type profile struct {
+	Pair string `json:"pair"`
+	Top  string `json:"top"`
+}
 
 type benchOptions struct {
 	rounds  int
@@ -64,6 +70,7 @@ type benchOptions struct {
 	scale   float64
 	command string
 	out     string
+	add     bool
 }
 
 func benchMain(ctx context.Context, args []string, out, errOut io.Writer) error {
@@ -77,6 +84,7 @@ func benchMain(ctx context.Context, args []string, out, errOut io.Writer) error 
 	f.BoolVar(&o.scaling, "scaling", true, "measure clusters of many nodes and vbuckets")
 	f.Float64Var(&o.scale, "scale", 1, "longer or shorter runs; 1 is about three seconds each")
 	f.StringVar(&o.command, "cbtransfer", "bin/cbtransfer", "the command to measure")
+	f.BoolVar(&o.add, "add", false, "keep what was written to --out before and is not measured now")
 	f.StringVar(&o.out, "out", "", "folder to write performance.md, .json and .svg to; none: print only")
 	if err := f.Parse(args); err != nil {
 		return err
@@ -91,7 +99,7 @@ func benchMain(ctx context.Context, args []string, out, errOut io.Writer) error 
 		if err := measureSize(ctx, &o, dir, size, &r, out); err != nil {
 			return err
 		}
-		if err := r.save(o.out); err != nil { // what there is, in case the rest fails
+		if err := r.save(&o); err != nil { // what there is, in case the rest fails
 			return err
 		}
 	}
@@ -109,15 +117,21 @@ func benchMain(ctx context.Context, args []string, out, errOut io.Writer) error 
 			return err
 		}
 	}
-	return r.save(o.out)
+	return r.save(&o)
 }
 
 // save writes the report where it was asked for.
-func (r *report) save(dir string) error {
-	if dir == "" || len(r.Rows) == 0 {
+func (r *report) save(o *benchOptions) error {
+	if o.out == "" || len(r.Rows) == 0 {
 		return nil
 	}
-	return r.write(dir)
+	all := *r
+	if o.add {
+		if err := all.keep(o.out); err != nil {
+			return err
+		}
+	}
+	return all.write(o.out)
 }
 
 func measureSize(ctx context.Context, o *benchOptions, dir string, size int, r *report, out io.Writer) (err error) {
@@ -185,6 +199,7 @@ func alternate(ctx context.Context, st *stage, rounds int, same bool) (row, erro
 	server := func(r result) float64 { return r.Server }
 	line := row{
 		Pair: st.pair.name, Size: st.size, Items: st.items, Goal: st.pair.goal, Rounds: rounds,
+		When:  time.Now().UTC().Truncate(time.Minute),
 		Limit: of(limits, rate), Pump: of(pumps, rate), Ratio: median(ratios), Least: slices.Min(ratios), Most: slices.Max(ratios),
 		LimitCPU: of(limits, func(r result) float64 { return r.User + r.Sys }),
 		User:     of(pumps, func(r result) float64 { return r.User }), Sys: of(pumps, func(r result) float64 { return r.Sys }),

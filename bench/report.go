@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -15,6 +16,7 @@ import (
 const (
 	tableBegin = "<!-- measured: written by make bench -->\n"
 	tableEnd   = "<!-- end of what make bench writes -->\n"
+	minute     = "2006-01-02 15:04"
 )
 
 // write writes the numbers and the plot into dir, and the tables into its
@@ -42,10 +44,47 @@ func (r *report) write(dir string) error {
 	)
 }
 
+// keep takes over from the numbers in dir what was not measured now.
+func (r *report) keep(dir string) error {
+	file := filepath.Join(dir, "performance.json")
+	numbers, err := os.ReadFile(file)
+	if err != nil {
+		return err
+	}
+	var old report
+	if err := json.Unmarshal(numbers, &old); err != nil {
+		return fmt.Errorf("%s: %w", file, err)
+	}
+	r.Rows, r.Control, r.Far = kept(r.Rows, old.Rows), kept(r.Control, old.Control), kept(r.Far, old.Far)
+	if len(r.Scale) == 0 {
+		r.Scale, r.ScaleWhen = old.Scale, old.ScaleWhen
+	}
+	for _, p := range old.Profiles {
+		if !slices.ContainsFunc(r.Profiles, func(own profile) bool { return own.Pair == p.Pair }) {
+			r.Profiles = append(r.Profiles, p)
+		}
+	}
+	return nil
+}
+
+// kept is the old rows with the new ones in their places, and what is new behind them.
+func kept(rows, old []row) []row {
+	out := slices.Clone(old)
+	for _, l := range rows {
+		same := func(o row) bool { return o.Pair == l.Pair && o.Size == l.Size }
+		if i := slices.IndexFunc(out, same); i >= 0 {
+			out[i] = l
+		} else {
+			out = append(out, l)
+		}
+	}
+	return out
+}
+
 func (r *report) markdown() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s; %s; load before: %s.\n\n", r.When.Format("2006-01-02 15:04 MST"), r.Machine, r.Load)
-	fmt.Fprintf(&b, "| pair | value | limit, items/s | pump, items/s | ratio (least–most) | by CPU time | goal | pump CPU, ns/item (user + sys) | limit CPU | servers' CPU beside pump / limit | pump's peak memory |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+	fmt.Fprintf(&b, "| pair | value | limit, items/s | pump, items/s | ratio (least–most) | by CPU time | goal | pump CPU, ns/item (user + sys) | limit CPU | servers' CPU beside pump / limit | pump's peak memory | measured |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 	for _, l := range r.Rows {
 		b.WriteString(l.markdown(fmt.Sprintf("%.2f", l.Goal)))
 	}
@@ -55,15 +94,15 @@ func (r *report) markdown() string {
 	b.WriteString("\n![ratio to the limit, by pair and size of values](performance.svg)\n")
 	if len(r.Far) > 0 {
 		b.WriteString("\nThe destination farther away: round trips added by a proxy, in turn with the same proxy that adds none.\n\n" +
-			"| pair | items/s without | items/s | ratio (least–most) | goal | peak memory |\n|---|--:|--:|--:|--:|--:|\n")
+			"| pair | items/s without | items/s | ratio (least–most) | goal | peak memory | measured |\n|---|--:|--:|--:|--:|--:|--:|\n")
 	}
 	for _, l := range r.Far {
-		fmt.Fprintf(&b, "| %s | %s | %s | **%.2f** (%.2f–%.2f) | %.2f | %.0f MiB |\n",
-			l.Pair, thousands(l.Limit), thousands(l.Pump), l.Ratio, l.Least, l.Most, l.Goal, float64(l.Peak)/(1<<20))
+		fmt.Fprintf(&b, "| %s | %s | %s | **%.2f** (%.2f–%.2f) | %.2f | %.0f MiB | %s |\n",
+			l.Pair, thousands(l.Limit), thousands(l.Pump), l.Ratio, l.Least, l.Most, l.Goal, float64(l.Peak)/(1<<20), l.When.Format(minute))
 	}
 	if len(r.Scale) > 0 {
 		b.WriteString("\nClusters of many nodes and of small vbuckets, 100 items of 256 bytes in each, into null: the best of the rounds, from the\n" +
-			"start of the process to its end; connections and goroutines are the most at once.\n\n" +
+			"start of the process to its end; connections and goroutines are the most at once. Measured " + r.ScaleWhen.Format(minute) + ".\n\n" +
 			"| protocol | nodes | vbuckets | items | time | time per vbucket | CPU per vbucket | connections | goroutines | peak memory |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 	}
 	for i := range r.Scale {
@@ -73,15 +112,15 @@ func (r *report) markdown() string {
 		fmt.Fprintf(&b, "\nThe ten functions that took most CPU time, of a run of each pair with `--pprof` (values of %d bytes):\n", r.Rows[0].Size)
 	}
 	for _, p := range r.Profiles {
-		fmt.Fprintf(&b, "\n%s\n\n```\n%s```\n", p.pair, p.top)
+		fmt.Fprintf(&b, "\n%s\n\n```\n%s```\n", p.Pair, p.Top)
 	}
 	return b.String()
 }
 
 func (l *row) markdown(goal string) string {
-	return fmt.Sprintf("| %s | %d B | %s | %s | **%.2f** (%.2f–%.2f) | %.2f | %s | %.0f + %.0f | %.0f | %.0f / %.0f | %.0f MiB |\n",
+	return fmt.Sprintf("| %s | %d B | %s | %s | **%.2f** (%.2f–%.2f) | %.2f | %s | %.0f + %.0f | %.0f | %.0f / %.0f | %.0f MiB | %s |\n",
 		l.Pair, l.Size, thousands(l.Limit), thousands(l.Pump), l.Ratio, l.Least, l.Most, l.byCPU(), goal,
-		l.User, l.Sys, l.LimitCPU, l.PumpServer, l.LimitServer, float64(l.Peak)/(1<<20))
+		l.User, l.Sys, l.LimitCPU, l.PumpServer, l.LimitServer, float64(l.Peak)/(1<<20), l.When.Format(minute))
 }
 
 // byCPU is the ratio of the CPU time that limit and pump take for an item, servers

@@ -29,6 +29,7 @@ type scaled struct {
 
 // measureScale copies small vbuckets from clusters of several sizes.
 func measureScale(ctx context.Context, o *benchOptions, r *report, out io.Writer) error {
+	r.ScaleWhen = time.Now().UTC().Truncate(time.Minute)
 	const each = 100 // items of a vbucket
 	for _, version := range []string{tapVersion, dcpVersion} {
 		for _, vbs := range []int{64, 1024} {
